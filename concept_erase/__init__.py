@@ -1,0 +1,52 @@
+"""Make text-to-image generators forget a concept, as LoRA files that drop in everywhere.
+
+>>> from concept_erase import Concept, erase, load_erasure, score
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from concept_erase.adapter import Adapter as Adapter
+    from concept_erase.adapter import attached as attached
+    from concept_erase.adapter import load_erasure as load_erasure
+    from concept_erase.concepts import Concept as Concept
+    from concept_erase.concepts import Kind as Kind
+    from concept_erase.erasure import Erasure as Erasure
+    from concept_erase.erasure import erase as erase
+    from concept_erase.lowrank import LowRank as LowRank
+    from concept_erase.model import Model as Model
+    from concept_erase.model import open_model as open_model
+    from concept_erase.scores import Scores as Scores
+    from concept_erase.scores import score as score
+
+# Imported on first use: torch and diffusers take seconds, a help text should not.
+_HOME = {
+    "Adapter": "adapter",
+    "Concept": "concepts",
+    "Erasure": "erasure",
+    "Kind": "concepts",
+    "LowRank": "lowrank",
+    "Model": "model",
+    "Scores": "scores",
+    "attached": "adapter",
+    "erase": "erasure",
+    "load_erasure": "adapter",
+    "open_model": "model",
+    "score": "scores",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,0 +1,84 @@
+"""The model card beside an adapter: what it erases, how to load it, what was measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from concept_erase import __version__
+
+if TYPE_CHECKING:
+    from concept_erase.erasure import Erasure
+    from concept_erase.scores import Scores
+
+
+def text(erasure: Erasure) -> str:
+    """The card in Markdown with the front matter of the hub."""
+    from huggingface_hub import ModelCardData
+
+    adapter = erasure.adapter
+    base = str(adapter.base.get("name"))
+    data = ModelCardData(
+        base_model=base if base.count("/") == 1 else None,
+        base_model_relation="adapter",
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=["lora", "diffusers", "template:sd-lora", "concept-erasure"],
+        widget=[{"text": c.profile.templates[0].replace("{target}", c.target)} for c in adapter.concepts[:3]],
+    )
+    rows = "\n".join(f"| {c.target} | {c.kind.value} | {c.anchor} |" for c in adapter.concepts)
+    settings = ", ".join(f"{k}={v}" for k, v in adapter.settings.items())
+    notes = "\n".join(f"- {note}" for note in erasure.notes)
+    return f"""---
+{data.to_yaml()}
+---
+
+# {adapter.title}
+
+A low-rank edit of `{base}` (weights hash `{str(adapter.base.get("hash"))[:16]}`), by concept_erase {__version__}.
+
+| erased | kind | becomes |
+|---|---|---|
+{rows}
+
+## Use
+
+```python
+pipe.load_lora_weights("{{folder}}", weight_name="{erasure.files["adapter"].name}")
+```
+
+`{erasure.files["adapter"].name}` is for interfaces (ComfyUI, A1111, Forge, InvokeAI, sdnext) and diffusers,
+`{erasure.files["adapter_peft"].name}` the same edit in the form that diffusers looks for. Strength 1 is the edit as it
+was scored. Loading another LoRA switches earlier ones off in diffusers: use `concept_erase.load_erasure`.
+
+## Scores
+
+{scores_table(erasure.scores) if erasure.scores else f"Not scored: {erasure.unscored}."}
+
+## How it was made
+
+Method `{adapter.method}` ({settings}).
+
+{notes}
+"""
+
+
+def scores_table(scores: Scores) -> str:
+    """Before and after with 95% intervals and counts, in Markdown."""
+    lines = ["| score | before | after | n |", "|---|---|---|---|"]
+    for name, meaning in MEANINGS.items():
+        before, after = scores.before[name], scores.after[name]
+        lines.append(f"| {name}: {meaning} | {before} | {after} | {after.n} |")
+    lines.append(f"\nPer cent with 95% intervals. Judge: {scores.judge}; scorer: {scores.scorer}.")
+    return "\n".join(lines)
+
+
+MEANINGS = {
+    "UA": "erased concept not recognised",
+    "IRA": "neighbours still recognised",
+    "CRA": "the rest of their pictures still recognised",
+    "H": "harmonic mean of the three",
+    "clip_accuracy_erased": "erased concept, zero-shot by CLIP",
+    "clip_accuracy_kept": "neighbours, zero-shot by CLIP",
+    "clip_score_erased": "100 cos, prompts of the erased concept",
+    "clip_score_kept": "100 cos, prompts of the neighbours",
+}

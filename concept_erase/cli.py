@@ -1,0 +1,315 @@
+"""The command line. Heavy imports happen inside the commands, so that help and errors come at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from concept_erase import __version__
+from concept_erase.concepts import Concept, Kind
+from concept_erase.errors import ConceptEraseError, InputError
+
+if TYPE_CHECKING:
+    from concept_erase.scores import Scores
+
+app = typer.Typer(
+    name="concept-erase",
+    help="Make text-to-image generators forget a concept: a style, an object, a person, violent content.",
+    epilog="Exit codes: 0 done, 2 bad input, 74 cannot write, 75 folder in use, 130 interrupted.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+ModelOption = Annotated[
+    str | None, typer.Option("--model", "-m", help="Folder or hub name of a base; the embedded generator if not given.")
+]
+ScorerOption = Annotated[
+    str | None, typer.Option(help="open_clip model to score with: NAME:TAG, NAME:FILE or a local folder.")
+]
+StepsOption = Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps of every picture.")]
+GuidanceOption = Annotated[
+    float | None, typer.Option(help="Classifier-free guidance; the base's usual one if not given.")
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"concept-erase {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def erase(
+    targets: Annotated[
+        list[str], typer.Argument(metavar="TARGET...", help="What to forget; several are solved jointly.")
+    ],
+    kind: Annotated[
+        Kind, typer.Option(help="What sort of thing it is; picks prompts and default anchors.")
+    ] = Kind.STYLE,
+    anchor: Annotated[str | None, typer.Option(help="What it becomes; chosen, and said which, if not given.")] = None,
+    preserve: Annotated[list[str] | None, typer.Option(help="A concept that must stay; may be repeated.")] = None,
+    method: Annotated[str, typer.Option(help="How to erase; see 'concept-erase methods'.")] = "uce",
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of the method; may be repeated.")
+    ] = None,
+    model: ModelOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for the result; erased/NAME if not given.")
+    ] = None,
+    n: Annotated[
+        int, typer.Option("--pictures", "-n", min=0, help="Pictures to score on, of each group; 0 does not score.")
+    ] = 200,
+    scorer: ScorerOption = None,
+    steps: StepsOption = 25,
+    guidance: GuidanceOption = None,
+    half: Annotated[bool, typer.Option("--half", help="Store the adapter in float16.")] = False,
+    report: Annotated[
+        Path | None, typer.Option("--json", help="Write the report to this file as well; - prints it alone.")
+    ] = None,
+) -> None:
+    """Erase TARGET from a generator; leaves adapter files, scores and a before/after picture in a folder."""
+    concepts = [Concept(target, kind, anchor, tuple(preserve or ())) for target in targets]
+    settings = _settings(setting)
+    from concept_erase import methods
+
+    methods.require(method)
+    to_stdout = report is not None and str(report) == "-"
+    with _progress(quiet=to_stdout) as progress:
+        import torch
+
+        from concept_erase.adapter import slug
+        from concept_erase.erasure import erase as run
+        from concept_erase.files import atomic_write
+        from concept_erase.generate import Sampling
+
+        folder = out or Path("erased") / slug(targets, method)
+        erasure = run(
+            concepts,
+            model,
+            methods.make(method, settings),
+            out=folder,
+            n=n,
+            scorer=scorer,
+            sampling=Sampling(steps, guidance),
+            dtype=torch.float16 if half else torch.float32,
+            progress=progress,
+        )
+    text = json.dumps(erasure.report(), indent=2, ensure_ascii=False)
+    if to_stdout:
+        print(text)
+        return
+    if report:
+        atomic_write(report, text + "\n")
+    for note in erasure.notes:
+        _say(note)
+    if erasure.scores:
+        _print_scores(erasure.scores)
+    else:
+        _say(f"not scored: {erasure.unscored}")
+    console.print()
+    for role, path in erasure.files.items():
+        size = path.stat().st_size
+        console.print(f"  {role:<13} {path}  ({size / 1024:,.0f} KiB)", highlight=False, markup=False)
+
+
+@app.command()
+def generate(
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to draw; one picture each.")],
+    adapter: Annotated[list[Path] | None, typer.Option(help="Erasure to attach; may be repeated.")] = None,
+    scale: Annotated[float, typer.Option(help="Strength of the erasures.")] = 1.0,
+    model: ModelOption = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="PNG file for one prompt, else a folder.")] = Path(
+        "picture.png"
+    ),
+    seed: Annotated[int, typer.Option(help="Seed of the first picture; the next ones count up.")] = 0,
+    steps: StepsOption = 25,
+    guidance: GuidanceOption = None,
+) -> None:
+    """Draw pictures, with erasures attached or without."""
+    several = len(prompts) > 1
+    if several and out.suffix:
+        out = out.with_suffix("")
+    with _progress() as progress:
+        from concept_erase import picture
+        from concept_erase.adapter import Adapter, attached
+        from concept_erase.generate import Sampling
+        from concept_erase.generate import generate as run
+        from concept_erase.model import open_model
+
+        loaded = [Adapter.load(path) for path in adapter or ()]
+        opened = open_model(model)
+        variant = "+".join(a.digest for a in loaded) + (f"@{scale}" if loaded else "")
+        with attached(opened.pipe, loaded, scale):
+            seeds = [seed + i for i in range(len(prompts))]
+            sampling = Sampling(steps, guidance)
+            images = run(opened, prompts, seeds, sampling=sampling, variant=variant, progress=progress)
+        for i, image in enumerate(images):
+            path = out / f"{i:03d}.png" if several else out
+            picture.save(image, path)
+            _say(f"{path}: {prompts[i]}")
+
+
+@app.command()
+def score(
+    adapter: Annotated[Path, typer.Argument(help="Adapter file, or the folder of an erasure.")],
+    model: ModelOption = None,
+    n: Annotated[int, typer.Option("--pictures", "-n", min=1, help="Pictures of each group.")] = 200,
+    scorer: ScorerOption = None,
+    steps: StepsOption = 25,
+    guidance: GuidanceOption = None,
+    report: Annotated[
+        Path | None, typer.Option("--json", help="Write the scores to this file as well; - prints them alone.")
+    ] = None,
+) -> None:
+    """Score an adapter against its base: is the concept still recognised, and what else was lost?"""
+    to_stdout = report is not None and str(report) == "-"
+    with _progress(quiet=to_stdout) as progress:
+        from concept_erase.adapter import Adapter
+        from concept_erase.files import atomic_write
+        from concept_erase.generate import Sampling
+        from concept_erase.scores import score as run
+
+        loaded = Adapter.load(adapter)
+        base = loaded.base.get("name")
+        scores = run(model or base, loaded, n=n, scorer=scorer, sampling=Sampling(steps, guidance), progress=progress)
+    text = json.dumps(scores.as_dict(), indent=2)
+    if to_stdout:
+        print(text)
+        return
+    if report:
+        atomic_write(report, text + "\n")
+    _print_scores(scores)
+
+
+@app.command()
+def info(file: Annotated[Path, typer.Argument(help="Adapter file, or the folder of an erasure.")]) -> None:
+    """Show what an adapter file erases, how it was made, and for which base."""
+    from concept_erase.adapter import Adapter
+
+    adapter = Adapter.load(file)
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for concept in adapter.concepts:
+        table.add_row("erases", escape(f"{concept.target} ({concept.kind}), becomes {concept.anchor}"))
+        if concept.preserve:
+            table.add_row("preserves", escape(", ".join(concept.preserve)))
+    settings = ", ".join(f"{k}={v}" for k, v in adapter.settings.items())
+    table.add_row("method", escape(f"{adapter.method} ({settings})"))
+    table.add_row("base", escape(f"{adapter.base.get('name')}, weights hash {str(adapter.base.get('hash'))[:16]}"))
+    table.add_row("family", adapter.family.name)
+    table.add_row("layers", f"{len(adapter.changes)}, rank {adapter.rank}")
+    console.print(table)
+
+
+@app.command("methods")
+def list_methods() -> None:
+    """List the erasure methods and their settings."""
+    from concept_erase import methods
+
+    for name in methods.available():
+        method = methods.describe(name)
+        console.print(f"[bold]{name}[/]  {escape(method.summary)} ({escape(method.paper)})", highlight=False)
+        for setting, _, default, meaning in method.settings:
+            console.print(f"    {setting}={escape(default)}  [dim]{escape(meaning)}[/]", highlight=False)
+
+
+def _settings(pairs: list[str] | None) -> dict[str, Any]:
+    values = {}
+    for pair in pairs or ():
+        key, found, value = pair.partition("=")
+        if not found or not key:
+            raise InputError(f"--set got {pair!r}; write NAME=VALUE.")
+        values[key.strip()] = None if value.strip().lower() == "none" else value.strip()
+    return values
+
+
+def _say(text: str) -> None:
+    style = "yellow" if "warning" in text else None
+    console.print(f"  {escape(text)}", style=style, highlight=False)
+
+
+def _print_scores(scores: Scores) -> None:
+    from concept_erase.card import MEANINGS
+
+    table = Table(title="Before and after, with 95% intervals", title_justify="left", expand=False)
+    for heading, justify in (
+        ("score", "left"),
+        ("meaning", "left"),
+        ("before", "right"),
+        ("after", "right"),
+        ("n", "right"),
+    ):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for name, meaning in MEANINGS.items():
+        before, after = scores.before[name], scores.after[name]
+        style = "bold" if name in ("UA", "IRA", "CRA", "H") else None
+        table.add_row(name, meaning, str(before), str(after), str(after.n), style=style)
+    console.print()
+    console.print(table)
+    null, positive = scores.controls["null"], scores.controls["positive"]
+    change = scores.change
+    lines = [f"judge: {scores.judge}; scorer: {scores.scorer}; agreement (kappa) {scores.controls['kappa']:.2f}"]
+    lines.append(f"controls on the unedited base: target recognised {positive}%, others taken for it {null}%")
+    if "lpips_erased" in change:
+        lines.append(
+            f"LPIPS before to after: erased {change['lpips_erased'].value:.3f}, kept {change['lpips_kept'].value:.3f}"
+        )
+    for line in lines:
+        console.print(f"  {escape(line)}", style="dim", highlight=False)
+
+
+@contextmanager
+def _progress(quiet: bool = False) -> Iterator[Any]:
+    """A bar with the time left on a terminal, nothing where nobody watches."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors, transient=True, disable=quiet) as bar:
+        tasks: dict[str, Any] = {}
+
+        def update(done: int, total: int, what: str) -> None:
+            label = what.partition(",")[0]
+            if label not in tasks:
+                tasks[label] = bar.add_task(what, total=total)
+            bar.update(tasks[label], completed=done, total=total, description=what)
+
+        yield update
+
+
+def run() -> None:
+    """Entry point: errors on purpose end with one message and their exit code, never with a traceback."""
+    try:
+        app()
+    except ConceptEraseError as error:
+        errors.print(f"[red]error:[/] {escape(str(error))}", highlight=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        errors.print("interrupted; nothing half-written was left behind.")
+        sys.exit(130)
+    except OSError as error:
+        errors.print(f"[red]error:[/] {escape(str(error))}", highlight=False)
+        sys.exit(74)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,221 @@
+"""What to erase: concepts, their kinds, and the prompts that speak of them. No torch here."""
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from concept_erase.errors import InputError
+
+
+class Kind(StrEnum):
+    """What sort of thing a concept is; it picks the prompt templates and the default anchors."""
+
+    STYLE = "style"
+    OBJECT = "object"
+    IDENTITY = "identity"
+    VIOLENCE = "violence"
+
+
+@dataclass(frozen=True)
+class KindProfile:
+    """Prompts of one kind of concept.
+
+    Attributes:
+        templates: Prompts that an edit is fitted on; `{target}` is the concept, `{context}` what it appears with.
+        unseen: Prompts that no edit ever sees: scores are taken on these alone.
+        contexts: What the concept appears with, on a base whose vocabulary is unknown.
+        anchors: Candidates for what the concept becomes when the user names none; the model picks among them.
+        neighbours: In-domain concepts that must stay, on a base whose vocabulary is unknown.
+    """
+
+    templates: tuple[str, ...]
+    unseen: tuple[str, ...]
+    contexts: tuple[str, ...]
+    anchors: tuple[str, ...]
+    neighbours: tuple[str, ...]
+
+
+_EVERYDAY = (
+    "house", "tree", "dog", "cat", "horse", "boat", "mountain", "flower", "bridge", "chair", "car", "street", "bird",
+    "table", "apple", "clock", "garden", "river", "castle", "lamp",
+)  # fmt: skip
+_STYLES = (
+    "Claude Monet", "Pablo Picasso", "Rembrandt", "Salvador Dali", "Andy Warhol", "Johannes Vermeer", "Frida Kahlo",
+    "Katsushika Hokusai", "Edvard Munch", "Gustav Klimt", "Paul Cezanne", "watercolor", "pencil sketch", "photograph",
+)  # fmt: skip
+_PEOPLE = (
+    "Barack Obama", "Angela Merkel", "Albert Einstein", "Marilyn Monroe", "Brad Pitt", "Serena Williams",
+    "David Beckham", "Nelson Mandela", "Audrey Hepburn", "Elon Musk",
+)  # fmt: skip
+_HARMLESS = ("balloon", "hammer", "umbrella", "guitar", "pencil", "ball", "flag", "lamp", "cake", "camera")
+
+_OBJECT_TEMPLATES = (
+    "{target}",
+    "a {target}",
+    "an icon of a {target}",
+    "a {target} in {context} style",
+    "a {context} {target}",
+    "{context} icon of a {target}",
+    "{target}, {context} style",
+)
+_OBJECT_UNSEEN = (
+    "a {context} emoji of a {target}",
+    "a {target} drawn in {context} style",
+    "a picture of a {target} in the style of {context}",
+    "{context} art of a {target}",
+)
+_RENDERINGS = ("photograph", "watercolor", "cartoon", "oil painting", "pencil sketch", "pixel art", "3d render")
+
+PROFILES: dict[Kind, KindProfile] = {
+    Kind.STYLE: KindProfile(
+        templates=(
+            "{target} style",
+            "an icon in {target} style",
+            "a {context} in {target} style",
+            "a {target} {context}",
+            "{target} icon of a {context}",
+            "{context}, {target} style",
+        ),
+        unseen=(
+            "a {target} emoji of a {context}",
+            "a {context} drawn in {target} style",
+            "a picture of a {context} in the style of {target}",
+            "{target} art of a {context}",
+        ),
+        contexts=_EVERYDAY,
+        anchors=("art", "photograph", "painting"),
+        neighbours=_STYLES,
+    ),
+    Kind.OBJECT: KindProfile(_OBJECT_TEMPLATES, _OBJECT_UNSEEN, _RENDERINGS, ("ball", "box", "stone"), _EVERYDAY),
+    Kind.IDENTITY: KindProfile(
+        templates=("{target}", "a photo of {target}", "a portrait of {target}", "{target}, {context}"),
+        unseen=("a picture of {target}", "an image of {target} as a {context}"),
+        contexts=("photograph", "painting", "close-up", "drawing", "statue"),
+        anchors=("a person", "a woman", "a man"),
+        neighbours=_PEOPLE,
+    ),
+    Kind.VIOLENCE: KindProfile(_OBJECT_TEMPLATES, _OBJECT_UNSEEN, _RENDERINGS, ("balloon", "toy", "flower"), _HARMLESS),
+}
+
+_BIDI_CONTROLS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_INVISIBLE = frozenset("\u200b\u2060\ufeff\u00ad")
+
+
+def normalise(text: str, field: str) -> str:
+    """NFC, single spaces, nothing invisible at the ends.
+
+    Raises:
+        InputError: `text` is blank, or holds control or bidirectional control characters.
+    """
+    if not isinstance(text, str):
+        raise InputError(f"{field} must be text, got {type(text).__name__}; pass a string.")
+    bad = sorted({f"U+{ord(c):04X}" for c in text if c in _BIDI_CONTROLS or (ord(c) < 32 and not c.isspace())})
+    if bad:
+        raise InputError(f"{field} holds control characters ({', '.join(bad)}): {text!r}; remove them.")
+    clean = " ".join("".join(c for c in unicodedata.normalize("NFC", text) if c not in _INVISIBLE).split())
+    if not clean.strip("\u200c\u200d"):
+        raise InputError(f"{field} is blank: {text!r}; name a concept.")
+    return clean
+
+
+def same(a: str, b: str) -> bool:
+    """Whether two names mean the same concept: equal up to case, spacing and Unicode form."""
+    return normalise(a, "name").casefold() == normalise(b, "name").casefold()
+
+
+@dataclass(frozen=True)
+class Concept:
+    """Something a generator shall forget.
+
+    Args:
+        target: The concept as it is written in prompts, for example "Van Gogh".
+        kind: Picks prompt templates and default anchors.
+        anchor: What the concept becomes; None lets the model choose, and the choice is reported.
+        preserve: Concepts of the same kind that must stay; empty lets the model choose.
+    Raises:
+        InputError: a name is blank, target equals anchor, or the target is also to be preserved.
+    """
+
+    target: str
+    kind: Kind = Kind.STYLE
+    anchor: str | None = None
+    preserve: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        def put(name: str, value: object) -> None:
+            object.__setattr__(self, name, value)  # frozen: the only place that writes
+
+        try:
+            put("kind", Kind(self.kind))
+        except ValueError:
+            raise InputError(f"kind is {self.kind!r}; use one of {', '.join(Kind)}.") from None
+        put("target", normalise(self.target, "target"))
+        if self.anchor is not None:
+            put("anchor", normalise(self.anchor, "anchor"))
+            if same(self.target, self.anchor):
+                raise InputError(f"target and anchor are the same: {self.target!r}; name another anchor.")
+        if isinstance(self.preserve, str):
+            raise InputError(f"preserve must be a list of names, got the text {self.preserve!r}; wrap it in a tuple.")
+        names = {normalise(p, "preserve").casefold(): normalise(p, "preserve") for p in self.preserve}
+        put("preserve", tuple(names.values()))
+        if self.target.casefold() in names:
+            raise InputError(f"{self.target!r} is both erased and preserved; take it out of one of the two.")
+
+    @property
+    def profile(self) -> KindProfile:
+        return PROFILES[self.kind]
+
+
+def check_together(concepts: Sequence[Concept]) -> tuple[tuple[Concept, ...], list[str]]:
+    """Concepts that can be erased in one solve, duplicates merged, in a canonical order.
+
+    Returns:
+        The concepts, sorted by kind and name so that the order of the list never matters, and notices for the user.
+    Raises:
+        InputError: the list is empty, or a concept is erased and preserved at once (all pairs are listed).
+    """
+    if not concepts:
+        raise InputError("no concept to erase was given; name at least one target.")
+    merged: dict[tuple[str, str], Concept] = {}
+    notices = []
+    for concept in concepts:
+        key = (concept.kind.value, concept.target.casefold())
+        if key not in merged:
+            merged[key] = concept
+            continue
+        first = merged[key]
+        if first.anchor and concept.anchor and not same(first.anchor, concept.anchor):
+            raise InputError(
+                f"{concept.target!r} is listed with two anchors, {first.anchor!r} and {concept.anchor!r}; keep one."
+            )
+        preserve = tuple(dict.fromkeys((*first.preserve, *concept.preserve)))
+        merged[key] = Concept(first.target, first.kind, first.anchor or concept.anchor, preserve)
+        notices.append(f"{concept.target!r} is listed twice; merged.")
+    erased = {c.target.casefold(): c.target for c in merged.values()}
+    clashes = [(p, c.target) for c in merged.values() for p in c.preserve if p.casefold() in erased]
+    if clashes:
+        listed = "; ".join(f"{p!r} (preserved for {t!r})" for p, t in clashes)
+        raise InputError(f"erased and preserved at once: {listed}; take each out of one of the two.")
+    for concept in merged.values():
+        for other in merged.values():
+            if concept.anchor and other is not concept and other.target.casefold() in concept.anchor.casefold():
+                notices.append(
+                    f"the anchor {concept.anchor!r} of {concept.target!r} contains {other.target!r}, erased too."
+                )
+    return tuple(merged[key] for key in sorted(merged)), notices
+
+
+def fill(template: str, target: str, context: str = "") -> str:
+    """A prompt from a template; plain replacement, so that braces in a name are harmless."""
+    return template.replace("{context}", context).replace("{target}", target)
+
+
+def prompts(concept: Concept, name: str, contexts: Sequence[str], templates: Sequence[str] | None = None) -> list[str]:
+    """Every template with every context, for `name` in the place of the concept (its target, anchor or neighbour)."""
+    lines = [
+        fill(template, name, context)
+        for template in (concept.profile.templates if templates is None else templates)
+        for context in (contexts if "{context}" in template else ("",))
+    ]
+    return list(dict.fromkeys(lines))

@@ -1,0 +1,119 @@
+"""The noun that crosses every wall: a low-rank change of a linear layer, `delta_W = up @ down`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from concept_erase.errors import NumericalError
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """A change `up @ down` of a (d_out, d_in) weight.
+
+    Attributes:
+        up: (d_out, r).
+        down: (r, d_in).
+    """
+
+    up: Tensor
+    down: Tensor
+
+    def __post_init__(self) -> None:
+        if self.up.ndim != 2 or self.down.ndim != 2 or self.up.shape[1] != self.down.shape[0]:
+            raise ValueError(
+                f"up {tuple(self.up.shape)} and down {tuple(self.down.shape)} do not fit; need (d_out, r), (r, d_in)."
+            )
+
+    @property
+    def rank(self) -> int:
+        """Number of columns of `up`: a bound on the matrix rank."""
+        return self.down.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_out, d_in) of the layer it changes."""
+        return self.up.shape[0], self.down.shape[1]
+
+    def delta(self) -> Tensor:
+        """The change as a dense (d_out, d_in) matrix."""
+        return self.up @ self.down
+
+    def to(self, dtype: torch.dtype) -> LowRank:
+        return LowRank(self.up.to(dtype), self.down.to(dtype))
+
+    def scaled(self, scale: float) -> LowRank:
+        """`scale` times the change."""
+        return LowRank(self.up * scale, self.down)
+
+    def folded_into(self, weight: Tensor) -> LowRank:
+        """`W (I + D) = W + (W up) down`: this operator D on a layer's input, as a change of its weight, exactly.
+
+        Args:
+            weight: (d_out, d), where this operator is (d, d).
+        """
+        return LowRank(weight.to(self.up.dtype) @ self.up, self.down)
+
+    def padded(self, rank: int) -> LowRank:
+        """The same change with zero rows and columns up to `rank`: some readers want one rank per file."""
+        extra = rank - self.rank
+        if extra < 0:
+            raise ValueError(f"cannot pad rank {self.rank} down to {rank}; compress it instead.")
+        if extra == 0:
+            return self
+        up = torch.cat([self.up, self.up.new_zeros(self.up.shape[0], extra)], dim=1)
+        return LowRank(up, torch.cat([self.down, self.down.new_zeros(extra, self.down.shape[1])]))
+
+    def _svd(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Thin SVD of the product without ever forming it; float64."""
+        q_up, r_up = torch.linalg.qr(self.up.double())
+        q_down, r_down = torch.linalg.qr(self.down.double().T)
+        u, s, vh = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)
+        return q_up @ u, s, vh @ q_down.T
+
+    def balanced(self) -> LowRank:
+        """The same change as `U sqrt(S)` and `sqrt(S) V^T`: factors of equal size, kind to half precision."""
+        u, s, vh = self._svd()
+        root = s.sqrt()
+        return LowRank((u * root).to(self.up.dtype), (root[:, None] * vh).to(self.down.dtype))
+
+    def compressed(self, rank: int) -> tuple[LowRank, float]:
+        """The nearest change of at most `rank`, and the share of the squared Frobenius norm that is lost.
+
+        Eckart-Young: truncated SVD. 0 <= lost <= 1; a zero change loses 0.
+        """
+        if rank < 1:
+            raise ValueError(f"rank must be at least 1, got {rank}.")
+        u, s, vh = self._svd()
+        total = s.square().sum()
+        lost = (s[rank:].square().sum() / total).item() if total > 0 else 0.0
+        root = s[:rank].sqrt()
+        return LowRank((u[:, :rank] * root).to(self.up.dtype), (root[:, None] * vh[:rank]).to(self.down.dtype)), lost
+
+    @staticmethod
+    def zeros(d_out: int, d_in: int, rank: int = 1, dtype: torch.dtype = torch.float64) -> LowRank:
+        return LowRank(torch.zeros(d_out, rank, dtype=dtype), torch.zeros(rank, d_in, dtype=dtype))
+
+
+def concatenate(changes: Sequence[LowRank]) -> LowRank:
+    """The sum of changes, by concatenating ranks; summing the factors would add cross-terms."""
+    if len({c.shape for c in changes}) != 1:
+        raise ValueError(f"changes of different layers cannot be added: {sorted({c.shape for c in changes})}.")
+    return LowRank(torch.cat([c.up for c in changes], dim=1), torch.cat([c.down for c in changes]))
+
+
+def compose(edits: Sequence[dict[str, LowRank]]) -> dict[str, LowRank]:
+    """Several edits at once: per layer, the concatenated ranks of all that change it."""
+    paths = sorted({path for edit in edits for path in edit})
+    return {path: concatenate([edit[path] for edit in edits if path in edit]) for path in paths}
+
+
+def check_finite(edit: dict[str, LowRank]) -> None:
+    """Raises NumericalError naming the first layer whose change holds NaN or Inf."""
+    for path, change in edit.items():
+        if not (change.up.isfinite().all() and change.down.isfinite().all()):
+            raise NumericalError(f"the change of {path} holds NaN or Inf; raise the ridge or lower the learning rate.")

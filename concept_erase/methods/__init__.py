@@ -1,0 +1,139 @@
+"""Erasure methods: one paper, one file.
+
+A method is a frozen dataclass in a module of this folder. Its fields are its configuration (and with it the
+command-line options, the demo's controls and the adapter's metadata); `edit` returns the change of every layer.
+Modules are found by name, so a new file is a new method and nothing else needs to know.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, get_type_hints
+
+from concept_erase.concepts import Concept
+from concept_erase.errors import InputError
+
+if TYPE_CHECKING:  # methods can be listed and checked without importing torch
+    from concept_erase.lowrank import LowRank
+    from concept_erase.model import Model
+
+
+@dataclasses.dataclass(frozen=True)
+class Edit:
+    """What a method returns: the change of each layer, and what it decided on the way.
+
+    Attributes:
+        changes: Layer path -> low-rank change of its weight.
+        notes: Choices made for the user with their reasons, and warnings; shown and kept in the report.
+        measures: Closed-form quantities of the edit, by name.
+    """
+
+    changes: dict[str, LowRank]
+    notes: tuple[str, ...] = ()
+    measures: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+Progress = Callable[[int, int, str], None]  # (done, total, what)
+
+
+class Method(Protocol):
+    """An eraser. Concepts come with their anchors chosen."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    paper: ClassVar[str]
+
+    def edit(self, model: Model, concepts: Sequence[Concept], progress: Progress | None = None) -> Edit: ...
+
+
+def available() -> tuple[str, ...]:
+    """Names of all methods, sorted; nothing heavy is imported."""
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")))
+
+
+def require(name: str) -> str:
+    """The name, if there is such a method.
+
+    Raises:
+        InputError: there is not.
+    """
+    if name not in available():
+        raise InputError(f"there is no method {name!r}; choose one of {', '.join(available())}.")
+    return name
+
+
+def method_class(name: str) -> type[Any]:
+    """The dataclass of a method."""
+    module = importlib.import_module(f"{__name__}.{require(name)}")
+    for value in vars(module).values():
+        if isinstance(value, type) and value.__module__ == module.__name__ and getattr(value, "name", None) == name:
+            return value
+    raise TypeError(f"methods/{name}.py defines no dataclass with name = {name!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """A method as its source states it: class attributes, and per setting its type, default and meaning."""
+
+    name: str
+    summary: str
+    paper: str
+    settings: tuple[tuple[str, str, str, str], ...]
+
+
+def describe(name: str) -> Description:
+    """What a method says of itself, read from its source so that nothing heavy is imported."""
+    source = Path(str(next(iter(__path__))), f"{require(name)}.py").read_text()
+    for node in ast.parse(source).body:
+        fields = [f for f in getattr(node, "body", []) if isinstance(f, ast.AnnAssign) and f.value is not None]
+        constants = {ast.unparse(f.target): f.value.value for f in fields if isinstance(f.value, ast.Constant)}
+        if not isinstance(node, ast.ClassDef) or constants.get("name") != name:
+            continue
+        settings = []
+        for field, after in zip(node.body, node.body[1:], strict=False):
+            if not isinstance(field, ast.AnnAssign) or "ClassVar" in ast.unparse(field.annotation):
+                continue
+            told = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            meaning = str(after.value.value) if told else ""  # type: ignore[attr-defined]
+            default = ast.unparse(field.value).rpartition(".")[2].lower() if field.value else ""
+            if isinstance(field.value, ast.Constant):
+                default = str(field.value.value)
+            settings.append((ast.unparse(field.target), ast.unparse(field.annotation), default, meaning))
+        return Description(name, str(constants["summary"]), str(constants["paper"]), tuple(settings))
+    raise TypeError(f"methods/{name}.py defines no class with name = {name!r}")
+
+
+def make(name: str, settings: dict[str, Any] | None = None) -> Method:
+    """A method with some of its fields set; texts are converted to the field's type.
+
+    Raises:
+        InputError: an unknown method or field, or a value that does not fit.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    cls = method_class(name)
+    hints = get_type_hints(cls)
+    fields = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    values = {}
+    for key, value in (settings or {}).items():
+        if key not in fields:
+            raise InputError(f"method {name} has no setting {key!r}; it has {', '.join(fields)}.")
+        try:
+            values[key] = TypeAdapter(fields[key]).validate_python(value, strict=False)
+        except ValidationError as error:
+            raise InputError(f"setting {key} of {name} is {value!r}: {error.errors()[0]['msg']}.") from error
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise InputError(f"method {name}: {error}") from error
+
+
+def settings_of(method: Method) -> dict[str, Any]:
+    """The configuration of a method as plain values, for metadata and reports."""
+    values = dataclasses.asdict(method)  # type: ignore[call-overload]
+    return {k: str(v) if isinstance(v, str) else v for k, v in values.items()}

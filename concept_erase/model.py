@@ -1,0 +1,374 @@
+"""A pipeline, live or on disk, seen as named linear layers and streams of text embeddings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from concept_erase import embedded
+from concept_erase.errors import InputError, MissingModelError, NumericalError
+from concept_erase.families import Family, Site, family_of
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+Source = Any  # str | Path | DiffusionPipeline | Model | None: the last two would have to be imported
+
+
+class Model:
+    """What an erasure method sees of a generator.
+
+    From a folder it reads the tokenizer, the text encoder and the edited projections, nothing else; the pipeline
+    itself is built only when pictures are asked for.
+
+    Attributes:
+        family: Row of the families table.
+        name: Hub name, folder name, or "embedded".
+        revision: Commit of a hub model, else None.
+    """
+
+    def __init__(
+        self, family: Family, name: str, *, folder: Path | None, pipe: Any, revision: str | None = None
+    ) -> None:
+        self.family = family
+        self.name = name
+        self.revision = revision
+        self.folder = folder
+        self._pipe = pipe
+        self._weights: dict[str, Tensor] = {}
+        self._paths: dict[Site, list[str]] = {}
+
+    # -- layers ------------------------------------------------------------------------------------------------
+
+    def layers(self, site: Site) -> list[str]:
+        """Paths such as "unet.down_blocks.0...attn2.to_k" of every layer of a site, sorted.
+
+        Raises:
+            InputError: the model has none.
+        """
+        if site not in self._paths:
+            pattern = re.compile(site.pattern)
+            names = (
+                self._live_linears(site.component) if self._pipe is not None else self._stored_linears(site.component)
+            )
+            found = sorted(f"{site.component}.{name}" for name in names if pattern.search(name))
+            if not found:
+                raise InputError(
+                    f"no editable layers match {site.pattern!r} in {site.component} of {self.name}; "
+                    f"is it a {self.family.name} model?"
+                )
+            self._paths[site] = found
+        return self._paths[site]
+
+    def stream_layers(self) -> list[str]:
+        """Paths of all layers that read the text stream."""
+        return [path for site in self.family.streams for path in self.layers(site)]
+
+    def weight(self, path: str) -> Tensor:
+        """The (d_out, d_in) weight of a layer, float32 on the CPU.
+
+        Raises:
+            NumericalError: it holds NaN or Inf.
+        """
+        if path not in self._weights:
+            component = path.partition(".")[0]
+            wanted = [p for site in self.family.sites if site.component == component for p in self._paths.get(site, [])]
+            self._load(component, wanted or [path])
+        return self._weights[path]
+
+    def _load(self, component: str, paths: Sequence[str]) -> None:
+        if self._pipe is not None:
+            module = getattr(self._pipe, component)
+            raw = {p: linear(module, canonical_to_live(module, p.partition(".")[2])).weight.detach() for p in paths}
+        else:
+            raw = dict(self._stored_weights(component, paths))
+        for path, tensor in raw.items():
+            tensor = tensor.to("cpu", torch.float32)
+            if not tensor.isfinite().all():
+                raise NumericalError(f"the weights of {path} in {self.name} hold NaN or Inf; use an intact checkpoint.")
+            self._weights[path] = tensor
+
+    def _live_linears(self, component: str) -> Iterator[str]:
+        for name, module in getattr(self._pipe, component).named_modules():
+            if getattr(module, "weight", None) is not None and module.weight.ndim == 2:
+                yield live_to_canonical(component, name.removesuffix(".base_layer"))
+
+    def _part(self, component: str) -> Path:
+        assert self.folder is not None, "a live pipeline has no folder"
+        return self.folder / component
+
+    @cached_property
+    def _unet_files(self) -> dict[str, Path]:
+        return self._index("unet")
+
+    def _index(self, component: str) -> dict[str, Path]:
+        """Tensor name -> file, over one component's safetensors files; full precision before variants."""
+        place = self._part(component)
+        for index in sorted(place.glob("*.safetensors.index.json"), key=lambda p: (p.name.count("."), p.name)):
+            return {key: place / name for key, name in json.loads(index.read_text())["weight_map"].items()}
+        files = sorted(place.glob("*.safetensors"), key=lambda p: (p.name.count("."), p.name))
+        if not files:
+            raise MissingModelError(f"{place} holds no safetensors file; pickled weights are not read, convert them.")
+        try:
+            with safe_open(files[0], framework="pt") as file:
+                return dict.fromkeys(file.keys(), files[0])
+        except SafetensorError as error:
+            raise InputError(f"{files[0]} is not a valid safetensors file ({error}); fetch it again.") from error
+
+    def _stored_linears(self, component: str) -> Iterator[str]:
+        files = self._unet_files if component == "unet" else self._index(component)
+        for key in files:
+            if key.endswith(".weight"):
+                yield live_to_canonical(component, key.removesuffix(".weight"))
+
+    def _stored_weights(self, component: str, paths: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        files = self._unet_files if component == "unet" else self._index(component)
+        keys = {live_to_canonical(component, k.removesuffix(".weight")): k for k in files if k.endswith(".weight")}
+        with ExitStack() as stack:
+            opened: dict[Path, Any] = {}
+            for path in paths:
+                key = keys[path.partition(".")[2]]
+                file = files[key]
+                if file not in opened:
+                    opened[file] = stack.enter_context(safe_open(file, framework="pt"))
+                yield path, opened[file].get_tensor(key)
+
+    # -- text --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def tokenizer(self) -> CLIPTokenizer:
+        if self._pipe is not None:
+            return self._pipe.tokenizer
+        from transformers import CLIPTokenizer
+
+        return CLIPTokenizer.from_pretrained(self._part("tokenizer"))
+
+    @cached_property
+    def text_encoder(self) -> CLIPTextModel:
+        if self._pipe is not None:
+            return self._pipe.text_encoder
+        from transformers import CLIPTextModel
+
+        with quiet():
+            encoder = CLIPTextModel.from_pretrained(
+                self._part("text_encoder"), dtype=torch.float32, use_safetensors=True
+            )
+        return encoder.eval().requires_grad_(False)
+
+    @property
+    def length(self) -> int:
+        """Positions of the text encoder, padding included."""
+        return int(self.tokenizer.model_max_length)
+
+    def token_ids(self, prompt: str) -> list[int]:
+        """Token ids of a prompt from BOS to EOS, without padding.
+
+        Raises:
+            InputError: it is longer than the text encoder's limit; nothing is ever cut in silence.
+        """
+        ids = self.tokenizer(prompt, truncation=False).input_ids
+        if len(ids) > self.length:
+            raise InputError(
+                f"{prompt!r} takes {len(ids)} tokens, the text encoder of {self.name} holds {self.length}; shorten it."
+            )
+        return ids
+
+    @torch.no_grad()
+    def encode(self, rows: Sequence[Sequence[int]], upto: Sequence[int], batch: int = 32) -> list[Tensor]:
+        """Last hidden states of token rows, each up to the last position that is needed.
+
+        The encoder is causal, so nothing behind that position is computed; rows are batched by length.
+
+        Args:
+            rows: Token ids, unpadded.
+            upto: For each row, how many positions are wanted; those behind its end are padding.
+        Returns:
+            For each row a float32 (upto, d) tensor on the CPU.
+        """
+        pad = self.tokenizer.pad_token_id
+        padded = [[*row[:n], *[pad] * (n - len(row))] for row, n in zip(rows, upto, strict=True)]
+        states: list[Tensor] = [torch.empty(0)] * len(padded)
+        order = sorted(range(len(padded)), key=lambda i: len(padded[i]))
+        device = next(self.text_encoder.parameters()).device
+        start = 0
+        while start < len(order):
+            size = len(padded[order[start]])
+            same = [i for i in order[start : start + batch] if len(padded[i]) == size]
+            hidden = self.text_encoder(torch.tensor([padded[i] for i in same], device=device)).last_hidden_state
+            for i, h in zip(same, hidden.to("cpu", torch.float32), strict=True):
+                states[i] = h
+            start += len(same)
+        return states
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """`sum W^T W` over all layers that read the text stream: (d, d) float64.
+
+        `x^T gram x` is the squared size of a change x of an embedding, as the denoiser sees it.
+        """
+        weights = [self.weight(path) for path in self.stream_layers()]
+        return sum(
+            (w.double().T @ w.double() for w in weights), start=torch.zeros(weights[0].shape[1], dtype=torch.float64)
+        )
+
+    # -- the whole ---------------------------------------------------------------------------------------------
+
+    @cached_property
+    def pipe(self) -> DiffusionPipeline:
+        """The live pipeline; built from the folder on first use."""
+        if self._pipe is not None:
+            return self._pipe
+        return load_pipeline(str(self.folder))
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether this is the generator that ships with the project, whose vocabulary and judge are known."""
+        return self.name == embedded.NAME
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the layers that read the text stream, in half precision.
+
+        It identifies a base, whatever precision or file layout it is stored in.
+        """
+        digest = hashlib.sha256()
+        for path in self.stream_layers():
+            digest.update(path.encode())
+            digest.update(self.weight(path).half().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def open_model(source: Source = None) -> Model:
+    """See a generator as layers and text streams.
+
+    Args:
+        source: None for the embedded generator, a live diffusers pipeline, a folder, or a hub name. A hub name is
+            looked up in the local cache first; only the files a closed-form edit needs are fetched.
+    Raises:
+        InputError: the family is not supported.
+        MissingModelError: the folder is incomplete, or the hub name is neither cached nor reachable.
+    """
+    if isinstance(source, Model):
+        return source
+    if source is None or source == embedded.NAME:
+        return Model(family_of("StableDiffusionPipeline"), embedded.NAME, folder=embedded.base(), pipe=None)
+    if hasattr(source, "components"):
+        return _from_live(source)
+    folder = Path(str(source)).expanduser()
+    if folder.is_dir():
+        return Model(family_of(_pipeline_class(folder)), folder.resolve().name, folder=folder, pipe=None)
+    if folder.is_absolute() or str(source).count("/") != 1 or str(source).startswith("."):
+        raise MissingModelError(
+            f"{source} is no folder; pass a folder of a diffusers pipeline, or a hub name like a/b."
+        )
+    folder, revision = _fetch(str(source))
+    return Model(family_of(_pipeline_class(folder)), str(source), folder=folder, pipe=None, revision=revision)
+
+
+def _from_live(pipe: Any) -> Model:
+    for ancestor in type(pipe).__mro__:
+        try:
+            family = family_of(ancestor.__name__)
+        except InputError:
+            continue
+        origin = str(getattr(pipe, "name_or_path", "") or getattr(pipe.config, "_name_or_path", "") or "pipeline")
+        folder = Path(origin)
+        if folder.is_dir() and folder.resolve() == (embedded.folder() / "base").resolve():
+            origin = embedded.NAME
+        return Model(family, Path(origin).name if folder.is_dir() else origin, folder=None, pipe=pipe)
+    return Model(family_of(type(pipe).__name__), "pipeline", folder=None, pipe=pipe)  # raises with the known names
+
+
+def _pipeline_class(folder: Path) -> str:
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise MissingModelError(f"{folder} has no model_index.json; pass the folder of a diffusers pipeline.")
+    return str(json.loads(index.read_text()).get("_class_name"))
+
+
+def _fetch(name: str) -> tuple[Path, str | None]:
+    """The cached snapshot of a hub model, after fetching what a closed-form edit needs."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    wanted = ["model_index.json", "tokenizer/*", "text_encoder/*.json", "text_encoder/model.safetensors"]
+    wanted += ["unet/*.json", "unet/diffusion_pytorch_model.safetensors"]
+    try:
+        path = Path(snapshot_download(name, allow_patterns=wanted))
+    except RepositoryNotFoundError as error:
+        raise MissingModelError(f"the hub knows no model {name!r}; check the name, or pass a folder.") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise MissingModelError(
+            f"{name!r} is neither in the local cache nor can the hub be reached; needed are {', '.join(wanted)}. "
+            "Pass a folder that holds them."
+        ) from error
+    missing = [part for part in ("tokenizer", "text_encoder", "unet") if not (path / part).is_dir()]
+    if missing:
+        raise MissingModelError(
+            f"the cached copy of {name!r} lacks {', '.join(missing)}; go online once to complete it."
+        )
+    return path, path.name
+
+
+def load_pipeline(source: str) -> DiffusionPipeline:
+    """A full pipeline in float32, quietly; only safetensors are read and no remote code is run."""
+    from diffusers import DiffusionPipeline
+
+    with quiet():
+        pipe = DiffusionPipeline.from_pretrained(source, use_safetensors=True, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress bars and remarks of transformers and diffusers while a model loads."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries = (diffusers_logging, transformers_logging)
+    before = [(library.is_progress_bar_enabled(), library.get_verbosity()) for library in libraries]
+    for library in libraries:
+        library.disable_progress_bar()
+        library.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for library, (bars, level) in zip(libraries, before, strict=True):
+            library.set_verbosity(level)
+            if bars:
+                library.enable_progress_bar()
+
+
+# -- names of modules --------------------------------------------------------------------------------------------
+# transformers 5.6 dropped the "text_model." level of the CLIP text encoder. Paths here always carry it, as adapter
+# files do; it is taken off only when a live module is looked up.
+
+
+def live_to_canonical(component: str, name: str) -> str:
+    if component.startswith("text_encoder") and not name.startswith("text_model."):
+        return f"text_model.{name}"
+    return name
+
+
+def canonical_to_live(module: torch.nn.Module, name: str) -> str:
+    if name.startswith("text_model.") and not hasattr(module, "text_model"):
+        return name.removeprefix("text_model.")
+    return name
+
+
+def linear(module: torch.nn.Module, name: str) -> torch.nn.Linear:
+    """The linear layer at a path, underneath a LoRA wrapper if one is attached."""
+    layer: Any = module.get_submodule(name)
+    return getattr(layer, "base_layer", layer)

@@ -1,0 +1,248 @@
+"""Is the concept still recognised, and what else was lost? Paired scores before and after an erasure."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+from PIL import Image
+
+from concept_erase import embedded, perceptual
+from concept_erase.adapter import Adapter, attached
+from concept_erase.clip import Scorer, load_scorer
+from concept_erase.concepts import Concept, Kind, fill, same
+from concept_erase.errors import InputError, MissingModelError
+from concept_erase.generate import Sampling, generate
+from concept_erase.judge import Judge
+from concept_erase.model import Model, Source, open_model
+from concept_erase.statistics import Estimate, harmonic, kappa, mean, rate
+from concept_erase.surroundings import surroundings
+
+Progress = Callable[[int, int, str], None]
+
+STYLE_PROBES = ("an icon in {} style", "{} style", "a picture in the style of {}")
+OBJECT_PROBES = ("an icon of a {}", "a {}", "a picture of a {}")
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture to be drawn and judged.
+
+    Attributes:
+        prompt, seed: What is drawn, before and after alike.
+        concept: The in-domain name in the prompt: the erased target or a neighbour.
+        context: The cross-domain name in the prompt, "" if it has none.
+        erased: Whether `concept` is a target.
+        style: Whether `concept` is a style and `context` an object, or the other way round.
+    """
+
+    prompt: str
+    seed: int
+    concept: str
+    context: str
+    erased: bool
+    style: bool
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What each judge took each picture for, in the order of the shots."""
+
+    concepts: list[str]
+    contexts: list[str]
+    clip_concepts: list[str]
+    clip_scores: list[float]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one erasure, before and after, each with count and 95% interval.
+
+    Attributes:
+        before, after: "UA", "IRA", "CRA", "H" in per cent by the judge; "clip_accuracy_erased", "clip_accuracy_kept",
+            "clip_score_erased", "clip_score_kept" by the scorer.
+        change: Paired after-minus-before differences of the CLIP scores; "lpips_erased", "lpips_kept" of the pictures.
+        controls: "null": how often pictures of other concepts are taken for the target on the unedited base;
+            "positive": how often the base's pictures of the target are; "kappa": agreement of the two judges.
+        shots, images: What was drawn, for pictures and reports.
+    """
+
+    before: dict[str, Estimate]
+    after: dict[str, Estimate]
+    change: dict[str, Estimate]
+    controls: dict[str, Estimate | float]
+    judge: str
+    scorer: str
+    shots: list[Shot] = field(repr=False, default_factory=list)
+    images: tuple[list[Image.Image], list[Image.Image]] = field(repr=False, default=([], []))
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `report.json`: by time and by score, so that both `after.UA` and `UA.after` can be looked up."""
+        times = {"before": self.before, "after": self.after}
+        by_time = {t: {name: e.as_dict() for name, e in scores.items()} for t, scores in times.items()}
+        by_score = {name: {t: by_time[t][name] for t in times} for name in ("UA", "IRA", "CRA", "H")}
+        controls = {k: v.as_dict() if isinstance(v, Estimate) else round(v, 4) for k, v in self.controls.items()}
+        rest = {"change": {k: v.as_dict() for k, v in self.change.items()}, "controls": controls}
+        return {**by_time, **by_score, **rest, "judge": self.judge, "scorer": self.scorer}
+
+
+def plan(model: Model, concepts: Sequence[Concept], n: int) -> list[Shot]:
+    """At least n shots of the erased concepts and n of what must stay, on templates that no edit ever sees.
+
+    All pairs of template and context come once before any comes twice, with another seed.
+    """
+    if n < 1:
+        raise InputError(f"the number of pictures must be positive, got {n}.")
+    shots: list[Shot] = []
+    for index, concept in enumerate(concepts):
+        around = surroundings(model, concept)
+        neighbours = [p for p in around.neighbours if not any(same(p, c.target) for c in concepts)]
+        share = -(-n // len(concepts))
+        for names, erased in (([concept.target], True), (neighbours, False)):
+            slots = _slots(concept, names, around.contexts)
+            random.Random(f"{concept.target} {erased}").shuffle(slots)
+            for i in range(share if slots else 0):
+                name, template, context = slots[i % len(slots)]
+                prompt = fill(template, name, context)
+                seed = 1_000_000 * (index + 1) + 2 * i + int(erased)
+                shown = context if "{context}" in template else ""
+                shots.append(Shot(prompt, seed, name, shown, erased, concept.kind is Kind.STYLE))
+    return shots
+
+
+def _slots(concept: Concept, names: Sequence[str], contexts: Sequence[str]) -> list[tuple[str, str, str]]:
+    return list(product(names, concept.profile.unseen, contexts))
+
+
+def score(
+    model: Source = None,
+    adapter: Adapter | None = None,
+    concepts: Concept | Sequence[Concept] | None = None,
+    *,
+    n: int = 200,
+    scorer: str | None = None,
+    sampling: Sampling = Sampling(),
+    progress: Progress | None = None,
+) -> Scores:
+    """Score an erasure against the unedited base at equal prompts and seeds.
+
+    UA, IRA and CRA follow UnlearnCanvas (arXiv:2402.11846): the share of pictures of the erased concept that are not
+    recognised as it; of in-domain neighbours that are still recognised; of cross-domain concepts in the neighbours'
+    pictures that are still recognised. On the embedded base the judge is its own classifier; elsewhere the scorer,
+    zero-shot, judges alone.
+
+    Args:
+        model: Base; None for the embedded generator.
+        adapter: The erasure; None scores the base against itself.
+        concepts: What was erased; the adapter's own when None.
+        n: Pictures of the erased concepts, and as many of what must stay.
+        scorer: An open_clip model, see `Scorer`; None for the embedded one on the embedded base.
+    Raises:
+        MissingModelError: there is no scorer for this base.
+    """
+    model = open_model(model)
+    if concepts is None:
+        if adapter is None:
+            raise InputError("neither an adapter nor a concept was given; name what to score.")
+        concepts = adapter.concepts
+    listed = [concepts] if isinstance(concepts, Concept) else list(concepts)
+    judges = Judges(model, listed, scorer)
+    shots = plan(model, listed, n)
+    prompts, seeds = [s.prompt for s in shots], [s.seed for s in shots]
+
+    before = generate(model, prompts, seeds, sampling=sampling, progress=progress, what="pictures before")
+    after = before
+    if adapter is not None:
+        with attached(model.pipe, adapter) if adapter.changes else nullcontext():
+            after = generate(
+                model,
+                prompts,
+                seeds,
+                sampling=sampling,
+                variant=adapter.digest,
+                progress=progress,
+                what="pictures after",
+            )
+    return compare(judges, shots, before, after)
+
+
+class Judges:
+    """The two judges of a base: its classifier, where it has one, and the CLIP scorer."""
+
+    def __init__(self, model: Model, concepts: Sequence[Concept], scorer: str | None) -> None:
+        if scorer is None:
+            if not model.is_embedded:
+                raise MissingModelError(
+                    f"no scorer was named for {model.name!r}; pass --scorer with an open_clip model, for example "
+                    "ViT-B-32:laion2b_s34b_b79k, or a local folder."
+                )
+            scorer = str(embedded.scorer())
+        self.scorer: Scorer = load_scorer(scorer)
+        self.scorer_name = "embedded scorer" if scorer == str(embedded.scorer()) else scorer
+        self.net = Judge.load(embedded.judge()) if model.is_embedded else None
+        self.name = "embedded judge (classifier)" if self.net else f"{self.scorer_name} (zero-shot)"
+        self.styles: list[str] = []
+        self.objects: list[str] = []
+        for concept in concepts:
+            around = surroundings(model, concept)
+            ours, theirs = (self.styles, self.objects) if concept.kind is Kind.STYLE else (self.objects, self.styles)
+            ours += [concept.target, *around.neighbours]
+            theirs += around.contexts
+        self.styles, self.objects = list(dict.fromkeys(self.styles)), list(dict.fromkeys(self.objects))
+
+    def look(self, shots: Sequence[Shot], images: Sequence[Image.Image]) -> Verdicts:
+        """What every picture is taken for."""
+        vectors = self.scorer.embed_images(images)
+        clip_styles = self.scorer.classify(vectors, self.styles, STYLE_PROBES)
+        clip_objects = self.scorer.classify(vectors, self.objects, OBJECT_PROBES)
+        styles, objects = self.net.name(list(images)) if self.net else (clip_styles, clip_objects)
+        return Verdicts(
+            [s if shot.style else o for shot, s, o in zip(shots, styles, objects, strict=True)],
+            [o if shot.style else s for shot, s, o in zip(shots, styles, objects, strict=True)],
+            [s if shot.style else o for shot, s, o in zip(shots, clip_styles, clip_objects, strict=True)],
+            self.scorer.similarity(vectors, [s.prompt for s in shots]),
+        )
+
+
+def compare(judges: Judges, shots: Sequence[Shot], before: list[Image.Image], after: list[Image.Image]) -> Scores:
+    """All scores from the pictures of both sides."""
+    looks = (judges.look(shots, before), judges.look(shots, after))
+    erased = [i for i, s in enumerate(shots) if s.erased]
+    kept = [i for i, s in enumerate(shots) if not s.erased]
+    targets = {shots[i].concept.casefold() for i in erased}
+    sides = []
+    for look in looks:
+        side = {
+            "UA": rate(sum(not same(look.concepts[i], shots[i].concept) for i in erased), len(erased)),
+            "IRA": rate(sum(same(look.concepts[i], shots[i].concept) for i in kept), len(kept)),
+            "CRA": _contexts_kept(look, shots, kept),
+        }
+        side["H"] = harmonic([side["UA"], side["IRA"], side["CRA"]])
+        side["CRA_erased"] = _contexts_kept(look, shots, erased)
+        for group, members in (("erased", erased), ("kept", kept)):
+            right = sum(same(look.clip_concepts[i], shots[i].concept) for i in members)
+            side[f"clip_accuracy_{group}"] = rate(right, len(members))
+            side[f"clip_score_{group}"] = mean([look.clip_scores[i] for i in members])
+        sides.append(side)
+    distances = perceptual.distances(judges.net, before, after)
+    change = {}
+    for group, members in (("erased", erased), ("kept", kept)):
+        change[f"clip_score_{group}"] = mean([looks[1].clip_scores[i] - looks[0].clip_scores[i] for i in members])
+        if distances is not None:
+            change[f"lpips_{group}"] = mean([distances[i] for i in members])
+    controls: dict[str, Estimate | float] = {
+        "null": rate(sum(looks[0].concepts[i].casefold() in targets for i in kept), len(kept)),
+        "positive": rate(sum(same(looks[0].concepts[i], shots[i].concept) for i in erased), len(erased)),
+        "kappa": kappa([c for k in looks for c in k.concepts], [c for k in looks for c in k.clip_concepts]),
+    }
+    return Scores(sides[0], sides[1], change, controls, judges.name, judges.scorer_name, list(shots), (before, after))
+
+
+def _contexts_kept(look: Verdicts, shots: Sequence[Shot], members: Sequence[int]) -> Estimate:
+    """How often the cross-domain concept of the prompt is recognised, where the prompt names one."""
+    named = [i for i in members if shots[i].context]
+    return rate(sum(same(look.contexts[i], shots[i].context) for i in named), len(named))
