@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from concept_erase.errors import NumericalError
 from concept_erase.files import atomic_write
+from concept_erase.methods import Run
 
 Loss = Callable[[nn.Module, torch.Generator], Tensor]
-Progress = Callable[[int, int, str], None]
 
 
 def fit(
@@ -23,8 +22,7 @@ def fit(
     steps: int,
     lr: float,
     seed: int = 0,
-    progress: Progress | None = None,
-    checkpoint: Path | None = None,
+    run: Run = Run(),
     checkpoint_every: int = 100,
 ) -> list[float]:
     """Train the parameters of `module` that require a gradient, in place; AdamW, falling linearly to zero.
@@ -34,8 +32,8 @@ def fit(
     Args:
         module: On return it is on the CPU again, unwrapped.
         loss: Called with the module as accelerate prepared it and the generator of this step; returns a scalar.
-        checkpoint: File for the state of the trained parameters and the optimizer. When it exists the run goes on
-            from it; at the end it is removed.
+        run: Its checkpoint holds the trained parameters and the optimizer. When it exists the training goes on from
+            it; at the end it is removed.
     Returns:
         The loss of every step run in this call.
     Raises:
@@ -43,6 +41,7 @@ def fit(
     """
     from accelerate import Accelerator
 
+    checkpoint = run.checkpoint
     accelerator = Accelerator()
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=lr, weight_decay=0.0)
@@ -71,8 +70,8 @@ def fit(
         optimizer.step()
         schedule.step()
         history.append(shown)
-        if progress:
-            progress(step + 1, steps, f"training, loss {shown:.4f}")
+        if run.progress:
+            run.progress(step + 1, steps, f"training, loss {shown:.4f}")
         if checkpoint is not None and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
             buffer = io.BytesIO()
             state = {

@@ -41,6 +41,19 @@ class Edit:
 Progress = Callable[[int, int, str], None]  # (done, total, what)
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """How an edit is carried out; it never changes what the edit is.
+
+    Attributes:
+        progress: Told how far the work is.
+        checkpoint: Where a trained method keeps its state, so that an interrupted run goes on.
+    """
+
+    progress: Progress | None = None
+    checkpoint: Path | None = None
+
+
 class Method(Protocol):
     """An eraser. Concepts come with their anchors chosen."""
 
@@ -48,7 +61,7 @@ class Method(Protocol):
     summary: ClassVar[str]
     paper: ClassVar[str]
 
-    def edit(self, model: Model, concepts: Sequence[Concept], progress: Progress | None = None) -> Edit: ...
+    def edit(self, model: Model, concepts: Sequence[Concept], run: Run = Run()) -> Edit: ...
 
 
 def available() -> tuple[str, ...]:

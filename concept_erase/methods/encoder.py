@@ -9,7 +9,6 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from concept_erase.concepts import Concept
 from concept_erase.lowrank import LowRank
-from concept_erase.methods import Edit, Progress
+from concept_erase.methods import Edit, Run
 from concept_erase.model import Model, live_to_canonical
 from concept_erase.streams import Prompt, Tokens, aligned, seen_size
 from concept_erase.surroundings import concept_prompts, preserved_prompts
@@ -67,13 +66,7 @@ class Encoder:
         if not self.lr > 0 or self.retain_weight < 0:
             raise ValueError("lr must be positive and retain_weight not negative")
 
-    def edit(
-        self,
-        model: Model,
-        concepts: Sequence[Concept],
-        progress: Progress | None = None,
-        checkpoint: Path | None = None,
-    ) -> Edit:
+    def edit(self, model: Model, concepts: Sequence[Concept], run: Run = Run()) -> Edit:
         """Forget: `||E(p_target) - E0(p_anchor)||^2`; retain: `||E(p) - E0(p)||^2` on neighbours and empty prompts."""
         metric = metric_factor(model.gram) if self.metric is Metric.GRAM else torch.eye(model.gram.shape[0])
         pairs = [pair for c in concepts for pair in concept_prompts(model, c, self.contexts)]
@@ -94,9 +87,7 @@ class Encoder:
             return squared[: len(f)].mean() + self.retain_weight * squared[len(f) :].mean()
 
         encoder = self._with_lora(model)
-        history = fit(
-            encoder, loss, steps=self.steps, lr=self.lr, seed=self.seed, progress=progress, checkpoint=checkpoint
-        )
+        history = fit(encoder, loss, steps=self.steps, lr=self.lr, seed=self.seed, run=run)
         changes = lora_changes(encoder)
         with torch.no_grad():
             after = torch.cat([encoder(chunk).last_hidden_state for chunk in forget_ids.split(64)])

@@ -12,7 +12,7 @@ from torch import Tensor
 from concept_erase.concepts import Concept
 from concept_erase.errors import NumericalError
 from concept_erase.lowrank import LowRank
-from concept_erase.methods import Edit, Progress
+from concept_erase.methods import Edit, Run
 from concept_erase.model import Model
 from concept_erase.streams import Tokens, columns, fold, paired_columns, read, seen_size
 from concept_erase.surroundings import concept_prompts, preserved_prompts
@@ -137,7 +137,7 @@ class UCE:
         if self.contexts < 1 or self.preserve_prompts < 0 or (self.rank is not None and self.rank < 1):
             raise ValueError("contexts and rank must be at least 1, preserve_prompts at least 0")
 
-    def edit(self, model: Model, concepts: Sequence[Concept], progress: Progress | None = None) -> Edit:
+    def edit(self, model: Model, concepts: Sequence[Concept], run: Run = Run()) -> Edit:
         """Move every concept onto its anchor on the text stream, its neighbours held in place."""
         C, G, P = self._columns(model, concepts)
         unseen = (C, G, P) if self.bare else self._columns(model, concepts, part=1)
