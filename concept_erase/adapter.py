@@ -97,8 +97,9 @@ class Adapter:
             rounded = {path: change.to(torch.float32) for path, change in modules.items()}
         check_finite(rounded)
         kohya, peft = folder / f"{self.slug}.safetensors", folder / PEFT_NAME
-        _write(kohya, _kohya_tensors(rounded, self.family), self._metadata(kohya.stem))
-        _write(peft, _peft_tensors(rounded), self._metadata(kohya.stem))
+        metadata = self._metadata(kohya.stem, rounded)
+        _write(kohya, _kohya_tensors(rounded, self.family), metadata)
+        _write(peft, _peft_tensors(rounded), metadata)
         return kohya, peft
 
     def _modules(self) -> dict[str, LowRank]:
@@ -115,7 +116,7 @@ class Adapter:
                 modules.setdefault(path.removesuffix(part) + name, LowRank.zeros(*shape, rank))
         return dict(sorted(modules.items()))
 
-    def _metadata(self, name: str) -> dict[str, str]:
+    def _metadata(self, name: str, stored: dict[str, LowRank]) -> dict[str, str]:
         moment = datetime.fromtimestamp(
             int(os.environ.get("SOURCE_DATE_EPOCH", 0)) or datetime.now(UTC).timestamp(), UTC
         )
@@ -129,6 +130,7 @@ class Adapter:
             "base": self.base,
             "family": self.family.name,
             "version": __version__,
+            "dtype": str(next(iter(stored.values())).up.dtype).removeprefix("torch."),
         }
         return {
             "modelspec.sai_model_spec": "1.0.1",

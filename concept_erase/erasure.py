@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,14 @@ import torch
 
 from concept_erase import __version__, anchors, methods
 from concept_erase.adapter import Adapter
-from concept_erase.concepts import Concept, check_together
-from concept_erase.errors import BusyError, InputError, MissingModelError
+from concept_erase.concepts import Concept, Kind, check_together, same
+from concept_erase.errors import BusyError, InputError, MissingModelError, OutputError
 from concept_erase.files import atomic_write
 from concept_erase.generate import Sampling, generate
 from concept_erase.lowrank import check_finite
-from concept_erase.methods import Method, settings_of
+from concept_erase.methods import Method, Run, settings_of
 from concept_erase.model import Model, Source, open_model
-from concept_erase.scores import Judges, Scores, score
+from concept_erase.scores import Judges, Scores, Shot, score
 from concept_erase.statistics import Estimate, rate
 
 Progress = Callable[[int, int, str], None]
@@ -102,20 +104,20 @@ def erase(
         for concept in listed:
             for name in (concept.target, *([concept.anchor] if concept.anchor else ()), *concept.preserve):
                 model.token_ids(name)  # refuses a name beyond the text encoder's limit before any work is done
-            chosen, reason = anchors.choose(model, concept, [c.target for c in listed], own_rate_of(own_rate, concept))
+            look = partial(own_rate, concept) if own_rate else None
+            chosen, reason = anchors.choose(model, concept, [c.target for c in listed], look)
             anchored.append(chosen)
             notes.append(reason)
         _refuse_anchor_chain(anchored)
 
-        extra = (
-            {"checkpoint": folder / ".training.pt"} if folder and "checkpoint" in eraser.edit.__annotations__ else {}
-        )
-        if folder:
-            folder.mkdir(parents=True, exist_ok=True)
-        edit = eraser.edit(model, anchored, progress, **extra)
-        check_finite(edit.changes)
+        settings = settings_of(eraser)
         base = {"name": model.name, "revision": model.revision, "hash": model.fingerprint}
-        adapter = Adapter(edit.changes, model.family, tuple(anchored), eraser.name, settings_of(eraser), base)
+        # A checkpoint belongs to exactly this work: another concept, setting, base or version never picks it up.
+        work = repr((anchored, eraser.name, sorted(settings.items()), base["hash"], __version__))
+        checkpoint = folder / f".training-{hashlib.sha256(work.encode()).hexdigest()[:16]}.pt" if folder else None
+        edit = eraser.edit(model, anchored, Run(progress, checkpoint))
+        check_finite(edit.changes)
+        adapter = Adapter(edit.changes, model.family, tuple(anchored), eraser.name, settings, base)
         scores = None
         if judges:
             scores = score(model, adapter, n=n, scorer=scorer, sampling=sampling, progress=progress)
@@ -136,8 +138,6 @@ def _own_rate(
     model: Model, judges: Judges, sampling: Sampling, progress: Progress | None
 ) -> Callable[[Concept, str, Sequence[str]], Estimate]:
     """Draws pictures of a candidate anchor and counts how many are taken for the concept."""
-    from concept_erase.concepts import Kind, same
-    from concept_erase.scores import Shot
 
     def measure(concept: Concept, name: str, prompts: Sequence[str]) -> Estimate:
         seeds = list(range(len(prompts)))
@@ -147,12 +147,6 @@ def _own_rate(
         return rate(sum(same(t, concept.target) for t in taken), len(taken))
 
     return measure
-
-
-def own_rate_of(
-    measure: Callable[[Concept, str, Sequence[str]], Estimate] | None, concept: Concept
-) -> anchors.OwnRate | None:
-    return (lambda name, prompts: measure(concept, name, prompts)) if measure else None
 
 
 def _refuse_anchor_chain(concepts: Sequence[Concept]) -> None:
@@ -172,8 +166,6 @@ def _locked(folder: Path | None) -> Iterator[Path | None]:
         yield None
         return
     from filelock import FileLock, Timeout
-
-    from concept_erase.errors import OutputError
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
