@@ -67,18 +67,18 @@ def scores_table(scores: Scores) -> str:
     lines = ["| score | before | after | n |", "|---|---|---|---|"]
     for name, meaning in MEANINGS.items():
         before, after = scores.before[name], scores.after[name]
-        lines.append(f"| {name}: {meaning} | {before} | {after} | {after.n} |")
+        lines.append(f"| {meaning} | {before} | {after} | {after.n} |")
     lines.append(f"\nPer cent with 95% intervals. Judge: {scores.judge}; scorer: {scores.scorer}.")
     return "\n".join(lines)
 
 
 MEANINGS = {
-    "UA": "erased concept not recognised",
-    "IRA": "neighbours still recognised",
-    "CRA": "the rest of their pictures still recognised",
-    "H": "harmonic mean of the three",
-    "clip_accuracy_erased": "erased concept, zero-shot by CLIP",
-    "clip_accuracy_kept": "neighbours, zero-shot by CLIP",
-    "clip_score_erased": "100 cos, prompts of the erased concept",
-    "clip_score_kept": "100 cos, prompts of the neighbours",
+    "UA": "UA: erased, not recognised",
+    "IRA": "IRA: neighbours recognised",
+    "CRA": "CRA: their contexts recognised",
+    "H": "H: harmonic mean of these",
+    "clip_accuracy_erased": "CLIP accuracy, erased",
+    "clip_accuracy_kept": "CLIP accuracy, neighbours",
+    "clip_score_erased": "CLIP score, erased",
+    "clip_score_kept": "CLIP score, neighbours",
 }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -251,25 +252,24 @@ def _say(text: str) -> None:
 def _print_scores(scores: Scores) -> None:
     from concept_erase.card import MEANINGS
 
-    table = Table(title="Before and after, with 95% intervals", title_justify="left", expand=False)
-    for heading, justify in (
-        ("score", "left"),
-        ("meaning", "left"),
-        ("before", "right"),
-        ("after", "right"),
-        ("n", "right"),
-    ):
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    table = Table(title="Per cent, with 95% intervals", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("score", no_wrap=True)
+    for heading in ("before", "after", "n"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, meaning in MEANINGS.items():
         before, after = scores.before[name], scores.after[name]
         style = "bold" if name in ("UA", "IRA", "CRA", "H") else None
-        table.add_row(name, meaning, str(before), str(after), str(after.n), style=style)
+        table.add_row(meaning, str(before), str(after), str(after.n), style=style)
     console.print()
     console.print(table)
     null, positive = scores.controls["null"], scores.controls["positive"]
     change = scores.change
-    lines = [f"judge: {scores.judge}; scorer: {scores.scorer}; agreement (kappa) {scores.controls['kappa']:.2f}"]
-    lines.append(f"controls on the unedited base: target recognised {positive}%, others taken for it {null}%")
+    lines = [
+        f"judge: {scores.judge}",
+        f"scorer: {scores.scorer}; agrees with the judge: kappa {scores.controls['kappa']:.2f}",
+    ]
+    lines.append(f"controls on the unedited base: target recognised {positive}")
+    lines.append(f"                               others taken for it {null}")
     if "lpips_erased" in change:
         lines.append(
             f"LPIPS before to after: erased {change['lpips_erased'].value:.3f}, kept {change['lpips_kept'].value:.3f}"

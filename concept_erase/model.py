@@ -326,7 +326,7 @@ def load_pipeline(source: str) -> DiffusionPipeline:
     from diffusers import DiffusionPipeline
 
     with quiet():
-        pipe = DiffusionPipeline.from_pretrained(source, use_safetensors=True, torch_dtype=torch.float32)
+        pipe = DiffusionPipeline.from_pretrained(source, use_safetensors=True).to(torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

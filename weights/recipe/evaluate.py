@@ -19,7 +19,7 @@ def sample_grid(
     work: Path, *, steps: int = unet.STEPS, guidance: float = unet.GUIDANCE, batch: int = 58
 ) -> list[Image.Image]:
     """One image of every (style, object) pair, in that order."""
-    pipe = StableDiffusionPipeline.from_pretrained(work / "base", torch_dtype=torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(work / "base")
     pipe.set_progress_bar_config(disable=True)
     prompts = [art.PAIR_CAPTIONS[0].format(s=s, o=o) for s in art.style_names() for o in art.object_names()]
     images: list[Image.Image] = []

@@ -129,5 +129,8 @@ def pack(work: Path, model: UNet2DConditionModel) -> None:
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     pipe.to(torch.float16).save_pretrained(work / "base", max_shard_size="15MB")
+    # transformers 5 loads in the precision that the config names, diffusers in single precision: let them agree.
+    config = work / "base" / "text_encoder" / "config.json"
+    config.write_text(config.read_text().replace('"float16"', '"float32"'))
     for name in ("vocab.json", "merges.txt"):  # transformers 5 writes tokenizer.json only; older readers want these
         (work / "base" / "tokenizer" / name).write_bytes((work / "tokenizer" / name).read_bytes())

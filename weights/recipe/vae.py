@@ -88,7 +88,7 @@ def latent_statistics(vae: AutoencoderKL, pictures: np.ndarray) -> tuple[float, 
 
 
 def load(work: Path) -> AutoencoderKL:
-    vae = AutoencoderKL.from_pretrained(work / "base" / "vae", torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(work / "base" / "vae").float()
     return vae.to(loop.default_device(), memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
