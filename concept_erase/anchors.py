@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from concept_erase.concepts import Concept
+from concept_erase.errors import InputError
 from concept_erase.model import Model
 from concept_erase.statistics import Estimate
 from concept_erase.streams import Tokens, columns, read, seen_size
@@ -28,13 +29,15 @@ def choose(
     passes is taken.
 
     Args:
-        taken: Targets that are erased in the same solve; no anchor is among them.
+        taken: Targets that are erased in the same solve; no anchor contains one of them.
         own_rate: Draws and judges pictures of a candidate; None decides by distance alone.
     """
     if concept.anchor is not None:
         return concept, f"{concept.target!r} becomes {concept.anchor!r}: given."
     around = surroundings(model, concept)
-    candidates = [a for a in around.anchors if a.casefold() not in {t.casefold() for t in taken}]
+    candidates = [a for a in around.anchors if not any(t.casefold() in a.casefold() for t in taken)]
+    if not candidates:
+        raise InputError(f"every candidate for the anchor of {concept.target!r} is erased itself; name an anchor.")
     ways = distances(model, concept, candidates)
     ranked = sorted(candidates, key=ways.__getitem__)
     place = f"nearest of {len(candidates)} in what the denoiser sees (distance {ways[ranked[0]]:.2f})"

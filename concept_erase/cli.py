@@ -85,6 +85,9 @@ def erase(
     steps: StepsOption = 25,
     guidance: GuidanceOption = None,
     half: Annotated[bool, typer.Option("--half", help="Store the adapter in float16.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse what would be a warning about the concepts.")
+    ] = False,
     report: Annotated[
         Path | None, typer.Option("--json", help="Write the report to this file as well; - prints it alone.")
     ] = None,
@@ -114,6 +117,7 @@ def erase(
             scorer=scorer,
             sampling=Sampling(steps, guidance),
             dtype=torch.float16 if half else torch.float32,
+            strict=strict,
             progress=progress,
         )
     text = json.dumps(erasure.report(), indent=2, ensure_ascii=False)

@@ -167,13 +167,14 @@ class Concept:
         return PROFILES[self.kind]
 
 
-def check_together(concepts: Sequence[Concept]) -> tuple[tuple[Concept, ...], list[str]]:
+def check_together(concepts: Sequence[Concept], *, strict: bool = False) -> tuple[tuple[Concept, ...], list[str]]:
     """Concepts that can be erased in one solve, duplicates merged, in a canonical order.
 
     Returns:
         The concepts, sorted by kind and name so that the order of the list never matters, and notices for the user.
     Raises:
-        InputError: the list is empty, or a concept is erased and preserved at once (all pairs are listed).
+        InputError: the list is empty, a concept is erased and preserved at once (all pairs are listed), or, when
+            `strict`, an anchor contains another erased concept, which is a warning otherwise.
     """
     if not concepts:
         raise InputError("no concept to erase was given; name at least one target.")
@@ -200,9 +201,10 @@ def check_together(concepts: Sequence[Concept]) -> tuple[tuple[Concept, ...], li
     for concept in merged.values():
         for other in merged.values():
             if concept.anchor and other is not concept and other.target.casefold() in concept.anchor.casefold():
-                notices.append(
-                    f"the anchor {concept.anchor!r} of {concept.target!r} contains {other.target!r}, erased too."
-                )
+                told = f"the anchor {concept.anchor!r} of {concept.target!r} contains {other.target!r}, erased too"
+                if strict:
+                    raise InputError(f"{told}; name another anchor.")
+                notices.append(f"warning: {told}.")
     return tuple(merged[key] for key in sorted(merged)), notices
 
 

@@ -76,6 +76,7 @@ def erase(
     scorer: str | None = None,
     sampling: Sampling = Sampling(),
     dtype: torch.dtype = torch.float32,
+    strict: bool = False,
     progress: Progress | None = None,
 ) -> Erasure:
     """Make a generator forget concepts, as an adapter with its scores.
@@ -88,13 +89,14 @@ def erase(
         n: Pictures of the erased concepts to score on, and as many of what must stay; 0 does not score.
         scorer: An open_clip model; needed on other bases than the embedded one, or nothing is scored.
         dtype: Of the adapter files, float32 or float16.
+        strict: Refuse what would otherwise be a warning about the concepts.
     Raises:
         ConceptEraseError: bad input, NaN, a missing model; nothing is written then.
         BusyError: another process writes to `out`.
     """
     if isinstance(concepts, str):
         concepts = Concept(concepts)
-    listed, notes = check_together([concepts] if isinstance(concepts, Concept) else list(concepts))
+    listed, notes = check_together([concepts] if isinstance(concepts, Concept) else list(concepts), strict=strict)
     eraser = methods.make(method) if isinstance(method, str) else method
     with _locked(Path(out) if out is not None else None) as folder:
         model = open_model(model)

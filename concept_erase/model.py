@@ -229,7 +229,7 @@ class Model:
         """The live pipeline; built from the folder on first use."""
         if self._pipe is not None:
             return self._pipe
-        return load_pipeline(str(self.folder))
+        return load_pipeline(self.name if self.revision else str(self.folder))  # a hub name fetches what is missing
 
     @property
     def is_embedded(self) -> bool:
@@ -297,28 +297,45 @@ def _pipeline_class(folder: Path) -> str:
     return str(json.loads(index.read_text()).get("_class_name"))
 
 
-def _fetch(name: str) -> tuple[Path, str | None]:
-    """The cached snapshot of a hub model, after fetching what a closed-form edit needs."""
+NEEDED = (
+    "model_index.json",
+    "tokenizer/*",
+    "text_encoder/*.json",
+    "text_encoder/model.safetensors",
+    "unet/*.json",
+    "unet/diffusion_pytorch_model*.safetensors",
+)
+
+
+def _fetch(name: str) -> tuple[Path, str]:
+    """The cached snapshot of a hub model, completed with what a closed-form edit needs; the cache comes first."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    wanted = ["model_index.json", "tokenizer/*", "text_encoder/*.json", "text_encoder/model.safetensors"]
-    wanted += ["unet/*.json", "unet/diffusion_pytorch_model.safetensors"]
+    def incomplete(folder: Path) -> list[str]:
+        return [pattern for pattern in NEEDED if not any(folder.glob(pattern))]
+
     try:
-        path = Path(snapshot_download(name, allow_patterns=wanted))
+        cached = Path(snapshot_download(name, local_files_only=True))
+        if not incomplete(cached):
+            return cached, cached.name
+    except (LocalEntryNotFoundError, OSError):
+        pass
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=list(NEEDED), ignore_patterns=["*non_ema*", "*.fp16.*"]))
     except RepositoryNotFoundError as error:
         raise MissingModelError(f"the hub knows no model {name!r}; check the name, or pass a folder.") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise MissingModelError(
-            f"{name!r} is neither in the local cache nor can the hub be reached; needed are {', '.join(wanted)}. "
+            f"{name!r} is neither in the local cache nor can the hub be reached; needed are {', '.join(NEEDED)}. "
             "Pass a folder that holds them."
         ) from error
-    missing = [part for part in ("tokenizer", "text_encoder", "unet") if not (path / part).is_dir()]
+    missing = incomplete(folder)
     if missing:
         raise MissingModelError(
-            f"the cached copy of {name!r} lacks {', '.join(missing)}; go online once to complete it."
+            f"{name!r} lacks {', '.join(missing)}; is it a Stable Diffusion 1 model in diffusers form?"
         )
-    return path, path.name
+    return folder, folder.name
 
 
 def load_pipeline(source: str) -> DiffusionPipeline:
