@@ -75,7 +75,7 @@ def scores_table(scores: Scores) -> str:
 MEANINGS = {
     "UA": "UA: erased, not recognised",
     "IRA": "IRA: neighbours recognised",
-    "CRA": "CRA: their contexts recognised",
+    "CRA": "CRA: contexts recognised",
     "H": "H: harmonic mean of these",
     "clip_accuracy_erased": "CLIP accuracy, erased",
     "clip_accuracy_kept": "CLIP accuracy, neighbours",

@@ -218,9 +218,8 @@ class Model:
         `x^T gram x` is the squared size of a change x of an embedding, as the denoiser sees it.
         """
         weights = [self.weight(path) for path in self.stream_layers()]
-        return sum(
-            (w.double().T @ w.double() for w in weights), start=torch.zeros(weights[0].shape[1], dtype=torch.float64)
-        )
+        # A metric needs no more than single precision per layer; in double this product would outlast the solve.
+        return torch.stack([w.T @ w for w in weights]).double().sum(0)
 
     # -- the whole ---------------------------------------------------------------------------------------------
 

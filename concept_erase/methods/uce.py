@@ -72,7 +72,7 @@ def solve(
     return LowRank(kept.contiguous(), (kept.T @ D).contiguous())
 
 
-def choose_strength(
+def solve_strongest(
     C: Tensor,
     G: Tensor,
     P: Tensor,
@@ -82,29 +82,27 @@ def choose_strength(
     strengths: Sequence[float] = STRENGTHS,
     ridge: float = 1.0,
     rank: int | None = None,
-) -> tuple[float, dict[str, float]]:
-    """The erase_scale that leaves least undone and does least damage, on prompts that the solve does not see.
+) -> tuple[LowRank, dict[str, float]]:
+    """`solve` with the erase_scale that leaves least undone and does least damage, on prompts it does not see.
 
     Both are sizes as the denoiser sees them (the metric of `gram`), relative to the way from the target to its anchor:
-    `undone` of what remains of that way, `damage` of how far preserved embeddings move.
+    `undone` of what remains of that way, `damage` of how far preserved embeddings move. The sum of their squares is
+    least at the strength that is taken.
 
     Returns:
-        The strength, and the two quantities at it.
+        The operator, and "strength", "undone" and "damage".
     """
     unseen_C, unseen_G, unseen_P = unseen
-    way = seen_size(unseen_C - unseen_G, gram)
-    if way == 0:
-        return 1.0, {"undone": 0.0, "damage": 0.0}
-    best: tuple[float, float, dict[str, float]] | None = None
+    way = seen_size(unseen_C - unseen_G, gram) or 1.0  # 0 where target and anchor are equal: nothing moves then
+    found: list[tuple[float, LowRank, dict[str, float]]] = []
     for strength in strengths:
         D = solve(C, G, P, erase_scale=strength, ridge=ridge, rank=rank)
         undone = seen_size(unseen_C + D.up @ (D.down @ unseen_C) - unseen_G, gram) / way
         damage = seen_size(D.up @ (D.down @ unseen_P), gram) / way
-        cost = undone**2 + damage**2
-        if best is None or cost < best[0]:
-            best = (cost, strength, {"undone": undone, "damage": damage})
-    assert best is not None
-    return best[1], best[2]
+        measures = {"strength": float(strength), "undone": undone, "damage": damage}
+        found.append((undone**2 + damage**2, D, measures))
+    _, operator, measures = min(found, key=lambda item: item[0])
+    return operator, measures
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,7 @@ class UCE:
     preserve_prompts: int = 400
     """how many prompts of neighbours hold the rest in place"""
     bare: bool = False
-    """the published form: the bare name, without templates and contexts"""
+    """the published form: the bare name, without templates and contexts, and only what is listed to preserve"""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tokens", Tokens(self.tokens))
@@ -141,14 +139,17 @@ class UCE:
         """Move every concept onto its anchor on the text stream, its neighbours held in place."""
         C, G, P = self._columns(model, concepts)
         unseen = (C, G, P) if self.bare else self._columns(model, concepts, part=1)
-        rank = None if self.rank is None or self.bare else min(self.rank * len(concepts), C.shape[0])
-        given = STRENGTHS if self.strength is None else (self.strength,)
-        strength, measures = choose_strength(C, G, P, unseen, model.gram, strengths=given, ridge=self.ridge, rank=rank)
-        operator = solve(C, G, P, erase_scale=strength, ridge=self.ridge, rank=rank)
+        rank = None if self.rank is None else min(self.rank * len(concepts), C.shape[0])
+        strengths = STRENGTHS if self.strength is None else (self.strength,)
+        operator, measures = solve_strongest(
+            C, G, P, unseen, model.gram, strengths=strengths, ridge=self.ridge, rank=rank
+        )
         undone, damage = measures["undone"], measures["damage"]
-        how = "given" if self.strength is not None else f"best of {len(STRENGTHS)} on prompts the solve did not see"
+        where = "the prompts it was fitted on" if self.bare else "prompts the solve did not see"
+        how = "given" if self.strength is not None else f"best of {len(STRENGTHS)}"
         notes = [
-            f"strength {strength:g}: {how}; {undone:.0%} of the way is left, the rest moves by {damage:.0%} of it."
+            f"strength {measures['strength']:g}: {how}; on {where} {undone:.0%} of the way is left, "
+            f"and the rest moves by {damage:.0%} of it."
         ]
         if damage > 0.25:
             notes.append(
@@ -158,7 +159,7 @@ class UCE:
             notes.append(
                 "warning: more than half of the way is left undone; choose a nearer anchor or a higher strength."
             )
-        return Edit(fold(model, operator), tuple(notes), {**measures, "strength": strength})
+        return Edit(fold(model, operator), tuple(notes), measures)
 
     def _columns(self, model: Model, concepts: Sequence[Concept], part: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """C, G and P; part 1 has other contexts than part 0."""

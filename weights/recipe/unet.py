@@ -1,5 +1,6 @@
 """The denoiser: v-prediction on 8 x 8 x 16 latents, conditioned on the frozen text encoder."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -129,8 +130,11 @@ def pack(work: Path, model: UNet2DConditionModel) -> None:
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     pipe.to(torch.float16).save_pretrained(work / "base", max_shard_size="15MB")
-    # transformers 5 loads in the precision that the config names, diffusers in single precision: let them agree.
-    config = work / "base" / "text_encoder" / "config.json"
-    config.write_text(config.read_text().replace('"float16"', '"float32"'))
+    for path in (work / "base").glob("*/config.json"):
+        config = {k: v for k, v in json.loads(path.read_text()).items() if k != "_name_or_path"}
+        if "dtype" in config:
+            # transformers 5 loads in the precision that the config names, diffusers in single precision: agree.
+            config["dtype"] = "float32"
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     for name in ("vocab.json", "merges.txt"):  # transformers 5 writes tokenizer.json only; older readers want these
         (work / "base" / "tokenizer" / name).write_bytes((work / "tokenizer" / name).read_bytes())
