@@ -247,7 +247,8 @@ def compare(folder: Path, edited: Path, adapter: Path, targets: list[str], prese
             for errors, apart in zip(relative.values(), (theirs - own, theirs - exact, own - exact), strict=True):
                 errors.append((apart.norm() / exact.norm()).item())
     apart = {"half_mib": half.stat().st_size / MIB, "full_mib": edited.stat().st_size / MIB}
-    return {
+    errors = {name: max(x) for name, x in relative.items()}
+    return {**apart, "layers": len(changes), "absolute": max(absolute), **errors}
         **apart,
         "layers": len(changes),
         "absolute": max(absolute),
