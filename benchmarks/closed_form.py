@@ -244,16 +244,11 @@ def compare(folder: Path, edited: Path, adapter: Path, targets: list[str], prese
             exact = torch.linalg.solve(system, numerator.T).T - W  # the system is symmetric
             theirs, own = new[key].double() - W, change.up.double() @ change.down.double()
             absolute.append((theirs - own).abs().max().item())
-            for errors, apart in zip(relative.values(), (theirs - own, theirs - exact, own - exact), strict=True):
-                errors.append((apart.norm() / exact.norm()).item())
-    apart = {"half_mib": half.stat().st_size / MIB, "full_mib": edited.stat().st_size / MIB}
-    errors = {name: max(x) for name, x in relative.items()}
-    return {**apart, "layers": len(changes), "absolute": max(absolute), **errors}
-        **apart,
-        "layers": len(changes),
-        "absolute": max(absolute),
-        **{name: max(x) for name, x in relative.items()},
-    }
+            for errors, gap in zip(relative.values(), (theirs - own, theirs - exact, own - exact), strict=True):
+                errors.append((gap.norm() / exact.norm()).item())
+    sizes = {"half_mib": half.stat().st_size / MIB, "full_mib": edited.stat().st_size / MIB}
+    worst = {name: max(x) for name, x in relative.items()}
+    return {**sizes, "layers": len(changes), "absolute": max(absolute), **worst}
 
 
 def machine(threads: int) -> dict[str, Any]:
