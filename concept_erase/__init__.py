@@ -12,8 +12,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from concept_erase.adapter import Adapter as Adapter
-    from concept_erase.adapter import attached as attached
-    from concept_erase.adapter import load_erasure as load_erasure
+    from concept_erase.attach import attached as attached
+    from concept_erase.attach import load_erasure as load_erasure
     from concept_erase.concepts import Concept as Concept
     from concept_erase.concepts import Kind as Kind
     from concept_erase.erasure import Erasure as Erasure
@@ -33,9 +33,9 @@ _HOME = {
     "LowRank": "lowrank",
     "Model": "model",
     "Scores": "scores",
-    "attached": "adapter",
+    "attached": "attach",
     "erase": "erasure",
-    "load_erasure": "adapter",
+    "load_erasure": "attach",
     "open_model": "model",
     "score": "scores",
 }

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from concept_erase import __version__
 
 if TYPE_CHECKING:
-    from concept_erase.erasure import Erasure
+    from concept_erase.adapter import Adapter
     from concept_erase.scores import Scores
 
 
-def text(erasure: Erasure) -> str:
+def text(
+    adapter: Adapter, files: dict[str, Path], scores: Scores | None, unscored: str | None, remarks: Sequence[str]
+) -> str:
     """The card in Markdown with the front matter of the hub."""
     from huggingface_hub import ModelCardData
 
-    adapter = erasure.adapter
     base = str(adapter.base.get("name"))
     data = ModelCardData(
         base_model=base if base.count("/") == 1 else None,
@@ -27,7 +30,7 @@ def text(erasure: Erasure) -> str:
     )
     rows = "\n".join(f"| {c.target} | {c.kind.value} | {c.anchor} |" for c in adapter.concepts)
     settings = ", ".join(f"{k}={v}" for k, v in adapter.settings.items())
-    notes = "\n".join(f"- {note}" for note in erasure.notes)
+    notes = "\n".join(f"- {note}" for note in remarks)
     return f"""---
 {data.to_yaml()}
 ---
@@ -43,16 +46,16 @@ A low-rank edit of `{base}` (weights hash `{str(adapter.base.get("hash"))[:16]}`
 ## Use
 
 ```python
-pipe.load_lora_weights("{{folder}}", weight_name="{erasure.files["adapter"].name}")
+pipe.load_lora_weights("{{folder}}", weight_name="{files["adapter"].name}")
 ```
 
-`{erasure.files["adapter"].name}` is for interfaces (ComfyUI, A1111, Forge, InvokeAI, sdnext) and diffusers,
-`{erasure.files["adapter_peft"].name}` the same edit in the form that diffusers looks for. Strength 1 is the edit as it
+`{files["adapter"].name}` is for interfaces (ComfyUI, A1111, Forge, InvokeAI, sdnext) and diffusers,
+`{files["adapter_peft"].name}` the same edit in the form that diffusers looks for. Strength 1 is the edit as it
 was scored. Loading another LoRA switches earlier ones off in diffusers: use `concept_erase.load_erasure`.
 
 ## Scores
 
-{scores_table(erasure.scores) if erasure.scores else f"Not scored: {erasure.unscored}."}
+{scores_table(scores) if scores else f"Not scored: {unscored}."}
 
 ## How it was made
 

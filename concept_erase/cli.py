@@ -157,7 +157,8 @@ def generate(
         out = out.with_suffix("")
     with _progress() as progress:
         from concept_erase import picture
-        from concept_erase.adapter import Adapter, attached
+        from concept_erase.adapter import Adapter
+        from concept_erase.attach import attached
         from concept_erase.generate import Sampling
         from concept_erase.generate import generate as run
         from concept_erase.model import open_model

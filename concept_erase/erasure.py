@@ -197,6 +197,6 @@ def _written(erasure: Erasure, folder: Path, dtype: torch.dtype) -> Erasure:
     files["card"] = folder / "README.md"
     files["report"] = folder / "report.json"
     done = Erasure(erasure.adapter, erasure.scores, erasure.unscored, erasure.notes, erasure.measures, files)
-    atomic_write(files["card"], card.text(done))
+    atomic_write(files["card"], card.text(done.adapter, files, done.scores, done.unscored, done.notes))
     atomic_write(files["report"], json.dumps(done.report(), indent=2, ensure_ascii=False) + "\n")
     return done

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,8 @@ from torch import Tensor
 from concept_erase import embedded
 from concept_erase.errors import InputError, MissingModelError, NumericalError
 from concept_erase.families import Family, Site, family_of
+from concept_erase.hub import fetch, load_pipeline, quiet
+from concept_erase.layers import canonical_to_live, linear, live_to_canonical
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -271,7 +273,7 @@ def open_model(source: Source = None) -> Model:
         raise MissingModelError(
             f"{source} is no folder; pass a folder of a diffusers pipeline, or a hub name like a/b."
         )
-    folder, revision = _fetch(str(source))
+    folder, revision = fetch(str(source))
     return Model(family_of(_pipeline_class(folder)), str(source), folder=folder, pipe=None, revision=revision)
 
 
@@ -294,97 +296,3 @@ def _pipeline_class(folder: Path) -> str:
     if not index.is_file():
         raise MissingModelError(f"{folder} has no model_index.json; pass the folder of a diffusers pipeline.")
     return str(json.loads(index.read_text()).get("_class_name"))
-
-
-NEEDED = (
-    "model_index.json",
-    "tokenizer/*",
-    "text_encoder/*.json",
-    "text_encoder/model.safetensors",
-    "unet/*.json",
-    "unet/diffusion_pytorch_model*.safetensors",
-)
-
-
-def _fetch(name: str) -> tuple[Path, str]:
-    """The cached snapshot of a hub model, completed with what a closed-form edit needs; the cache comes first."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    def incomplete(folder: Path) -> list[str]:
-        return [pattern for pattern in NEEDED if not any(folder.glob(pattern))]
-
-    try:
-        cached = Path(snapshot_download(name, local_files_only=True))
-        if not incomplete(cached):
-            return cached, cached.name
-    except (LocalEntryNotFoundError, OSError):
-        pass
-    try:
-        folder = Path(snapshot_download(name, allow_patterns=list(NEEDED), ignore_patterns=["*non_ema*", "*.fp16.*"]))
-    except RepositoryNotFoundError as error:
-        raise MissingModelError(f"the hub knows no model {name!r}; check the name, or pass a folder.") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise MissingModelError(
-            f"{name!r} is neither in the local cache nor can the hub be reached; needed are {', '.join(NEEDED)}. "
-            "Pass a folder that holds them."
-        ) from error
-    missing = incomplete(folder)
-    if missing:
-        raise MissingModelError(
-            f"{name!r} lacks {', '.join(missing)}; is it a Stable Diffusion 1 model in diffusers form?"
-        )
-    return folder, folder.name
-
-
-def load_pipeline(source: str) -> DiffusionPipeline:
-    """A full pipeline in float32, quietly; only safetensors are read and no remote code is run."""
-    from diffusers import DiffusionPipeline
-
-    with quiet():
-        pipe = DiffusionPipeline.from_pretrained(source, use_safetensors=True).to(torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the progress bars and remarks of transformers and diffusers while a model loads."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    libraries = (diffusers_logging, transformers_logging)
-    before = [(library.is_progress_bar_enabled(), library.get_verbosity()) for library in libraries]
-    for library in libraries:
-        library.disable_progress_bar()
-        library.set_verbosity_error()
-    try:
-        yield
-    finally:
-        for library, (bars, level) in zip(libraries, before, strict=True):
-            library.set_verbosity(level)
-            if bars:
-                library.enable_progress_bar()
-
-
-# -- names of modules --------------------------------------------------------------------------------------------
-# transformers 5.6 dropped the "text_model." level of the CLIP text encoder. Paths here always carry it, as adapter
-# files do; it is taken off only when a live module is looked up.
-
-
-def live_to_canonical(component: str, name: str) -> str:
-    if component.startswith("text_encoder") and not name.startswith("text_model."):
-        return f"text_model.{name}"
-    return name
-
-
-def canonical_to_live(module: torch.nn.Module, name: str) -> str:
-    if name.startswith("text_model.") and not hasattr(module, "text_model"):
-        return name.removeprefix("text_model.")
-    return name
-
-
-def linear(module: torch.nn.Module, name: str) -> torch.nn.Linear:
-    """The linear layer at a path, underneath a LoRA wrapper if one is attached."""
-    layer: Any = module.get_submodule(name)
-    return getattr(layer, "base_layer", layer)

@@ -12,7 +12,8 @@ from typing import Any
 from PIL import Image
 
 from concept_erase import embedded, perceptual
-from concept_erase.adapter import Adapter, attached
+from concept_erase.adapter import Adapter
+from concept_erase.attach import attached
 from concept_erase.clip import Scorer, load_scorer
 from concept_erase.concepts import Concept, Kind, fill, same
 from concept_erase.errors import InputError, MissingModelError

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from concept_erase.concepts import Concept
+from concept_erase.layers import live_to_canonical
 from concept_erase.lowrank import LowRank
 from concept_erase.methods import Edit, Run
-from concept_erase.model import Model, live_to_canonical
+from concept_erase.model import Model
 from concept_erase.streams import Prompt, Tokens, aligned, seen_size
 from concept_erase.surroundings import concept_prompts, preserved_prompts
 from concept_erase.training import fit

@@ -22,7 +22,7 @@ def stages(work: Path, target: Path, scale: float) -> dict[str, tuple[Callable[[
         "clip": (lambda: clip.train(work, n(600)), work / "base" / "text_encoder" / "config.json"),
         "judge": (lambda: judges.train_judge(work, n(1100)), work / "judge" / "config.json"),
         "scorer": (lambda: judges.train_scorer(work, n(600)), work / "scorer" / "open_clip_config.json"),
-        "unet": (lambda: unet.train(work, n(3800)), work / "base" / "model_index.json"),
+        "unet": (lambda: unet.train(work, n(4400)), work / "base" / "model_index.json"),
         "evaluate": (lambda: print(json.dumps(evaluate.evaluate(work), indent=2)), work / "evaluation.json"),
         "pack": (lambda: evaluate.pack(work, target), None),
     }
