@@ -62,6 +62,8 @@ def load_pipeline(source: str) -> DiffusionPipeline:
     with quiet():
         pipe = DiffusionPipeline.from_pretrained(source, use_safetensors=True).to(torch.float32)
     pipe.set_progress_bar_config(disable=True)
+    if torch.get_default_device().type == "cpu":
+        pipe.unet.to(memory_format=torch.channels_last)  # a quarter faster with oneDNN's convolutions, same numbers
     return pipe
 
 

@@ -16,11 +16,12 @@ from . import art, judges, unet, vae
 
 
 def sample_grid(
-    work: Path, *, steps: int = unet.STEPS, guidance: float = unet.GUIDANCE, batch: int = 58
+    work: Path, *, steps: int = unet.STEPS, guidance: float = unet.GUIDANCE, batch: int = 32
 ) -> list[Image.Image]:
     """One image of every (style, object) pair, in that order."""
     pipe = StableDiffusionPipeline.from_pretrained(work / "base")
     pipe.set_progress_bar_config(disable=True)
+    pipe.unet.to(memory_format=torch.channels_last)
     prompts = [art.PAIR_CAPTIONS[0].format(s=s, o=o) for s in art.style_names() for o in art.object_names()]
     images: list[Image.Image] = []
     for start in range(0, len(prompts), batch):
