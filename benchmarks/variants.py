@@ -47,6 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=200, help="of each group")
     parser.add_argument("--json", type=Path, help="write the figures here as well")
+    parser.add_argument("--brief", action="store_true", help="only the published form, and which tokens move")
     parser.add_argument("--only", nargs="*", choices=["twemoji", "bomb"], default=["twemoji", "bomb"])
     options = parser.parse_args()
     model, console = open_model(), Console()
@@ -62,7 +63,8 @@ def main() -> None:
         table = Table(title=f"{target}: UA / IRA / CRA in per cent, n = {options.pictures} each")
         for heading in ("edit", "UA", "IRA", "CRA", "rank", "undone", "damage"):
             table.add_column(heading)
-        for label, row_concept, method in variants(concept, neutral, others):
+        rows = variants(concept, neutral, others)
+        for label, row_concept, method in rows[:5] if options.brief else rows:
             result = erase(row_concept, model, method, n=options.pictures)
             before, after = result.scores.before, result.scores.after
             if not table.rows:

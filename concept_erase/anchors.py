@@ -9,6 +9,7 @@ import torch
 
 from concept_erase.concepts import Concept
 from concept_erase.errors import InputError
+from concept_erase.methods.uce import UCE
 from concept_erase.model import Model
 from concept_erase.statistics import Estimate
 from concept_erase.streams import Tokens, columns, read, seen_size
@@ -17,6 +18,8 @@ from concept_erase.surroundings import spread, surroundings
 # How often pictures of a candidate are taken for the target: (candidate, prompts) -> rate in per cent.
 OwnRate = Callable[[str, Sequence[str]], Estimate]
 ACCEPTED = 10.0  # per cent
+NEAREST = 6
+TRIAL = UCE(contexts=12, preserve_prompts=150, strength=1.0)
 
 
 def choose(
@@ -24,13 +27,15 @@ def choose(
 ) -> tuple[Concept, str]:
     """The concept with an anchor, and the reason for it in words.
 
-    The nearest candidate of the domain, as the denoiser sees it, needs the smallest edit. But a candidate whose own
-    pictures are taken for the target would erase nothing, so where pictures can be judged the nearest one that
-    passes is taken.
+    Of the candidates of the domain that are nearest to the target, as the denoiser sees it, the one whose closed-form
+    edit leaves least undone at least damage is best. But a candidate whose own pictures are taken for the target would
+    erase nothing, so where pictures can be judged the best one that passes is taken.
 
     Args:
         taken: Targets that are erased in the same solve; no anchor contains one of them.
-        own_rate: Draws and judges pictures of a candidate; None decides by distance alone.
+        own_rate: Draws and judges pictures of a candidate; None decides by closed-form quantities alone.
+    Raises:
+        InputError: no candidate is left.
     """
     if concept.anchor is not None:
         return concept, f"{concept.target!r} becomes {concept.anchor!r}: given."
@@ -39,10 +44,18 @@ def choose(
     if not candidates:
         raise InputError(f"every candidate for the anchor of {concept.target!r} is erased itself; name an anchor.")
     ways = distances(model, concept, candidates)
-    ranked = sorted(candidates, key=ways.__getitem__)
-    place = f"nearest of {len(candidates)} in what the denoiser sees (distance {ways[ranked[0]]:.2f})"
+    near = sorted(candidates, key=ways.__getitem__)[:NEAREST]
+    trials = {name: TRIAL.edit(model, [replace(concept, anchor=name)]).measures for name in near}
+    ranked = sorted(near, key=lambda name: trials[name]["undone"] ** 2 + trials[name]["damage"] ** 2)
+
+    def told(name: str) -> str:
+        undone, damage = trials[name]["undone"], trials[name]["damage"]
+        place = f"best of the {len(near)} nearest of {len(candidates)}" if name == ranked[0] else "next best"
+        trial = f"a trial edit leaves {undone:.0%} of the way and moves the rest by {damage:.0%}"
+        return f"{concept.target!r} becomes {name!r}: {place} ({trial})"
+
     if own_rate is None:
-        return replace(concept, anchor=ranked[0]), f"{concept.target!r} becomes {ranked[0]!r}: {place}."
+        return replace(concept, anchor=ranked[0]), f"{told(ranked[0])}."
     passed_over: list[str] = []
     for candidate in ranked[:4]:
         prompts = [
@@ -52,14 +65,14 @@ def choose(
         ]
         own = own_rate(candidate, prompts)
         if own.value <= ACCEPTED:
-            rank = place if not passed_over else f"nearest after {', '.join(map(repr, passed_over))}"
+            after = f" after {', '.join(map(repr, passed_over))}" if passed_over else ""
             seen = f"{own.k} of {own.n} of its own pictures are taken for {concept.target!r}"
-            return replace(concept, anchor=candidate), f"{concept.target!r} becomes {candidate!r}: {rank}; {seen}."
+            return replace(concept, anchor=candidate), f"{told(candidate)}{after}; {seen}."
         passed_over.append(candidate)
     return (
         replace(concept, anchor=ranked[0]),
-        f"{concept.target!r} becomes {ranked[0]!r}: {place}; warning: its own pictures and those of the next three are "
-        f"often taken for {concept.target!r}, name an anchor.",
+        f"{told(ranked[0])}; warning: its own pictures and those of the next {len(passed_over) - 1} are often taken "
+        f"for {concept.target!r}, name an anchor.",
     )
 
 
