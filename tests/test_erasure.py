@@ -1,0 +1,308 @@
+import dataclasses
+import json
+import os
+import shutil
+from typing import ClassVar
+
+import pytest
+import torch
+from conftest import QUICK, TWEMOJI, adapter_of, bits, names_in, no_space, quick, random_changes, untouched
+from filelock import FileLock
+from PIL import Image
+
+from concept_erase import Concept, erase
+from concept_erase.adapter import Adapter
+from concept_erase.errors import BusyError, InputError, NumericalError, OutputError
+from concept_erase.generate import Sampling
+from concept_erase.lowrank import LowRank
+from concept_erase.methods import Edit, available, make
+from concept_erase.surroundings import concept_prompts
+
+
+@dataclasses.dataclass(frozen=True)
+class Counting:
+    """A method that does what it is told and counts how often it is asked."""
+
+    name: ClassVar[str] = "counting"
+    summary: ClassVar[str] = "for tests"
+    paper: ClassVar[str] = "none"
+    value: float = 0.1
+    calls: list = dataclasses.field(default_factory=list)
+
+    def edit(self, model, concepts, run=None):
+        self.calls.append(concepts)
+        path = model.stream_layers()[0]
+        d_out, d_in = model.weight(path).shape
+        return Edit({path: LowRank(torch.full((d_out, 1), self.value), torch.ones(1, d_in))})
+
+
+@pytest.fixture
+def one_moment(monkeypatch):
+    """All files are made at the same time, so that equal edits are equal files."""
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+
+
+def contents(folder) -> dict:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# -- what is written -----------------------------------------------------------------------------------------------
+
+
+def test_the_folder_holds_both_adapters_a_card_and_the_report(erased):
+    folder = erased.files["report"].parent
+    name = f"erase-twemoji-{erased.adapter.method}.safetensors"
+    assert names_in(folder) == sorted([name, "pytorch_lora_weights.safetensors", "README.md", "report.json"])
+    assert sorted(erased.files) == ["adapter", "adapter_peft", "card", "report"]
+    assert all(path.is_file() for path in erased.files.values())
+
+
+def test_the_report_says_what_was_done_and_that_nothing_was_scored(erased):
+    report = json.loads(erased.files["report"].read_text())
+    assert report == json.loads(json.dumps(erased.report()))
+    assert report["concept"] == {
+        "target": "twemoji", "kind": "style", "anchor": "fluent", "preserve": list(TWEMOJI.preserve),
+    }  # fmt: skip
+    assert report["method"]["name"] == erased.adapter.method
+    assert report["method"]["settings"]
+    assert make(erased.adapter.method, report["method"]["settings"]) == quick(erased.adapter.method)
+    assert report["base"]["name"] == "tiny"
+    assert len(report["base"]["hash"]) == 64
+    assert report["scores"] is None
+    assert report["not_scored"] == "scoring was switched off"
+    assert "'twemoji' becomes 'fluent': given." in report["notes"]
+    assert all((erased.files["report"].parent / name).is_file() for name in report["files"].values())
+
+
+def test_the_card_has_front_matter_and_names_the_files(erased):
+    import yaml
+
+    card = erased.files["card"].read_text()
+    _, front, body = card.split("---\n", 2)
+    meta = yaml.safe_load(front)
+    assert (meta["library_name"], meta["pipeline_tag"]) == ("diffusers", "text-to-image")
+    assert {"lora", "diffusers", "template:sd-lora", "concept-erasure"} == set(meta["tags"])
+    assert meta["base_model_relation"] == "adapter"
+    assert erased.files["adapter"].name in body
+    assert "| twemoji | style | fluent |" in body
+    assert "Not scored: scoring was switched off." in body
+
+
+def test_scores_and_a_picture_come_with_a_scorer(base_folder, scorer_folder, tmp_path):
+    outcome = erase(
+        TWEMOJI, base_folder, quick("uce"), out=tmp_path, n=3, scorer=str(scorer_folder), sampling=Sampling(2)
+    )
+    assert outcome.unscored is None
+    report = json.loads((tmp_path / "report.json").read_text())
+    for name in ("UA", "IRA", "CRA", "H"):
+        assert report["scores"][name]["after"]["n"] >= 1
+    assert report["scores"]["after"]["UA"]["n"] == 3
+    assert report["not_scored"] is None
+    with Image.open(tmp_path / "before_after.png") as picture:
+        assert picture.width > 128
+    assert "| UA" in (tmp_path / "README.md").read_text()
+
+
+def test_without_a_scorer_the_adapter_is_written_and_the_report_says_so(base_folder, tmp_path):
+    outcome = erase(TWEMOJI, base_folder, quick("uce"), out=tmp_path, n=5)
+    assert outcome.scores is None
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert "no scorer was named for 'tiny'" in report["not_scored"]
+    assert report["scores"] is None
+    assert Adapter.load(tmp_path).concepts == (TWEMOJI,)
+    assert not (tmp_path / "before_after.png").exists()
+
+
+def test_a_scorer_that_is_not_there_costs_the_scores_only(base_folder, tmp_path):
+    outcome = erase(TWEMOJI, base_folder, quick("uce"), out=tmp_path, n=5, scorer=str(tmp_path / "no-scorer"))
+    assert "no-scorer" in outcome.unscored
+    assert outcome.files["adapter"].is_file()
+
+
+def test_nothing_is_written_without_a_folder(base_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert erase(TWEMOJI, base_folder, quick("uce"), n=0).files == {}
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("method", available())
+def test_folder_live_pipeline_and_opened_model_give_the_same_edit(method, base_folder, model, pipe):
+    before = bits(pipe)
+    outcomes = [erase(TWEMOJI, source, quick(method), n=0).adapter for source in (base_folder, model, pipe)]
+    assert bits(pipe) == before
+    for other in outcomes[1:]:
+        assert other.base["hash"] == outcomes[0].base["hash"]
+        for path, change in outcomes[0].changes.items():
+            assert torch.allclose(other.changes[path].delta(), change.delta(), atol=1e-6)
+
+
+def test_a_lora_that_is_loaded_has_no_part_in_the_closed_form(base_folder, model, pipe, tmp_path):
+    path = adapter_of(random_changes(model)).save(tmp_path)[1]
+    pipe.load_lora_weights(str(path.parent), weight_name=path.name)
+    with_lora, without = (erase(TWEMOJI, source, quick("uce"), n=0).adapter for source in (pipe, base_folder))
+    assert with_lora.base["hash"] == without.base["hash"]
+    assert sorted(with_lora.changes) == sorted(without.changes)
+    for path, change in without.changes.items():
+        assert torch.allclose(with_lora.changes[path].delta(), change.delta(), atol=1e-6)
+
+
+# -- several concepts ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", available())
+def test_order_and_duplicates_give_the_same_files(method, base_folder, tmp_path, one_moment):
+    a, b = Concept("twemoji", anchor="fluent"), Concept("pixel art", anchor="noto")
+    for name, concepts in {"once": [a, b], "twice": [b, a, Concept(" Twemoji"), b]}.items():
+        outcome = erase(concepts, base_folder, quick(method), out=tmp_path / name, n=0)
+        assert sum("listed twice" in note for note in outcome.notes) == 2 * (name == "twice")
+    once, twice = (contents(tmp_path / name) for name in ("once", "twice"))
+    assert sorted(once) == sorted(twice)
+    assert all(once[file] == twice[file] for file in once if file.endswith(".safetensors"))
+
+
+def test_an_anchor_that_is_itself_erased_is_refused(base_folder):
+    concepts = [Concept("twemoji", anchor="fluent"), Concept("Fluent", anchor="noto")]
+    with pytest.raises(InputError, match="'fluent' of 'twemoji' is itself erased"):
+        erase(concepts, base_folder, quick("uce"), n=0)
+
+
+def test_an_anchor_that_contains_an_erased_concept_is_a_warning_or_refused_when_strict(base_folder):
+    concepts = [Concept("twemoji", anchor="pixel art icon"), Concept("pixel art", anchor="noto")]
+    told = "the anchor 'pixel art icon' of 'twemoji' contains 'pixel art', erased too"
+    assert f"warning: {told}." in erase(concepts, base_folder, quick("uce"), n=0).notes
+    with pytest.raises(InputError, match=told):
+        erase(concepts, base_folder, quick("uce"), n=0, strict=True)
+
+
+def test_a_concept_erased_and_preserved_is_refused_before_any_work(base_folder):
+    method = Counting()
+    with pytest.raises(InputError, match="erased and preserved at once"):
+        erase([TWEMOJI, Concept("noto", anchor="art")], base_folder, method, n=0)
+    assert method.calls == []
+
+
+# -- bad input -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("field", ["target", "anchor", "preserve"])
+def test_a_name_beyond_the_text_encoders_limit_is_refused_before_any_work(base_folder, tmp_path, field):
+    long = "very " * 30 + "long"
+    values = {"target": "twemoji", "anchor": "fluent"} | {field: (long,) if field == "preserve" else long}
+    method = Counting()
+    with pytest.raises(InputError, match=r"takes \d+ tokens, the text encoder of tiny holds 24; shorten it"):
+        erase(Concept(**values), base_folder, method, out=tmp_path / "out", n=0)
+    assert method.calls == []
+    assert names_in(tmp_path / "out") == []
+
+
+def test_an_edit_is_not_lost_to_a_prompt_that_only_the_scores_use(base_folder, model, scorer_folder, tmp_path):
+    concept = Concept(" ".join("abcdefghijklmnop"), anchor="fluent")
+    assert concept_prompts(model, concept, 20), "it fits every prompt of an edit, but not the longer ones of the scores"
+    method = Counting()
+    scoring = {"n": 20, "scorer": str(scorer_folder), "sampling": Sampling(1)}
+    try:
+        outcome = erase(concept, base_folder, method, out=tmp_path, **scoring)
+    except InputError:
+        assert method.calls == [], "refused, but only after the work was done"
+    else:
+        assert outcome.files["adapter"].is_file()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_edit_that_is_not_finite_leaves_no_file(base_folder, tmp_path, value):
+    for out in (tmp_path, None):
+        with pytest.raises(NumericalError, match="holds NaN or Inf"):
+            erase(TWEMOJI, base_folder, Counting(value), out=out, n=0)
+    assert names_in(tmp_path) == []
+
+
+def test_a_text_is_a_style(base_folder):
+    method = Counting()
+    adapter = erase("twemoji", base_folder, method, n=0).adapter
+    (concept,) = adapter.concepts
+    assert (concept.target, concept.kind.value) == ("twemoji", "style")
+    assert concept.anchor is not None
+    assert method.calls == [[concept]]
+
+
+# -- the folder ----------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(base_folder, tmp_path):
+    method = Counting()
+    erase(TWEMOJI, base_folder, quick("uce"), out=tmp_path, n=0)
+    with FileLock(tmp_path / ".lock"), untouched(tmp_path), pytest.raises(BusyError, match="another process") as busy:
+        erase(TWEMOJI, base_folder, method, out=tmp_path, n=0)
+    assert busy.value.exit_code == 75
+    assert method.calls == []
+    assert erase(TWEMOJI, base_folder, method, out=tmp_path, n=0).files
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_a_file_in_the_place_of_the_folder_is_an_output_error(base_folder, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    method = Counting()
+    for out in (tmp_path / "out", tmp_path / "out" / "below"):
+        with pytest.raises(OutputError, match=r"cannot be written.*choose another --out") as failed:
+            erase(TWEMOJI, base_folder, method, out=out, n=0)
+        assert failed.value.exit_code == 74
+    assert method.calls == []
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_a_full_disk_leaves_the_old_files_and_no_temporary(base_folder, tmp_path, monkeypatch):
+    erase(TWEMOJI, base_folder, quick("uce"), out=tmp_path, n=0)
+    monkeypatch.setattr(os, "fsync", no_space)
+    with untouched(tmp_path), pytest.raises(OutputError, match="No space left"):
+        erase(TWEMOJI, base_folder, Counting(), out=tmp_path, n=0)
+
+
+def test_the_report_is_written_last(base_folder, tmp_path, monkeypatch):
+    order, replace = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (order.append(os.path.basename(b)), replace(a, b))[1])  # noqa: PTH119
+    erase(TWEMOJI, base_folder, quick("uce"), out=tmp_path, n=0)
+    assert order[-1] == "report.json"
+    assert len(order) == 4
+
+
+# -- interruptions -------------------------------------------------------------------------------------------------
+
+
+def train(base_folder, out, concept=TWEMOJI, stop_at=None, **settings):
+    """Erase by training; a KeyboardInterrupt comes at one step. Returns the steps that were taken."""
+    steps = []
+
+    def progress(done, total, what):
+        steps.append(done)
+        if done == stop_at:
+            raise KeyboardInterrupt
+
+    method = make("encoder", {**QUICK, "steps": 110, **settings})
+    erase(concept, base_folder, method, out=out, n=0, progress=progress)
+    return steps
+
+
+@pytest.fixture(scope="module")
+def interrupted(base_folder, tmp_path_factory):
+    """The folder of a run that was stopped a few steps after its first checkpoint."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    with pytest.raises(KeyboardInterrupt):
+        train(base_folder, folder, stop_at=105)
+    return folder
+
+
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_files(base_folder, interrupted, tmp_path, one_moment):
+    assert len(names_in(interrupted)) == 1, "the state of the training, and nothing that looks like a result"
+    broken = shutil.copytree(interrupted, tmp_path / "broken")
+    assert train(base_folder, broken) == list(range(101, 111))
+    assert train(base_folder, tmp_path / "unbroken") == list(range(1, 111))
+    assert contents(broken) == contents(tmp_path / "unbroken")
+
+
+@pytest.mark.parametrize(
+    "other", [{"concept": Concept("twemoji", anchor="noto")}, {"seed": 1}, {"lr": 1e-3}, {"rank": 2}], ids=str
+)
+def test_other_work_in_the_same_folder_does_not_go_on_from_it(base_folder, interrupted, tmp_path, other):
+    shared = shutil.copytree(interrupted, tmp_path / "shared")
+    with pytest.raises(KeyboardInterrupt):
+        train(base_folder, shared, stop_at=1, **other)

@@ -1,0 +1,236 @@
+import itertools
+
+import pytest
+from conftest import TWEMOJI, adapter_of, bits, random_changes
+from PIL import Image
+
+from concept_erase import scores
+from concept_erase.concepts import Concept, Kind, prompts
+from concept_erase.errors import InputError, MissingModelError
+from concept_erase.generate import Sampling
+from concept_erase.model import open_model
+from concept_erase.scores import Judges, Shot, Verdicts, compare, plan, score
+from concept_erase.surroundings import surroundings
+
+BLANK = Image.new("RGB", (4, 4))
+
+
+@pytest.fixture(autouse=True)
+def _no_backbone(monkeypatch):
+    monkeypatch.setattr(scores.perceptual, "distances", lambda net, before, after: [0.5] * len(before))
+
+
+class FakeJudges:
+    """Says what it was told to say: first of the pictures before, then of those after."""
+
+    net, name, scorer_name = None, "fake judge", "fake scorer"
+
+    def __init__(self, before: Verdicts, after: Verdicts) -> None:
+        self.verdicts = itertools.cycle([before, after])
+
+    def look(self, shots, images):
+        return next(self.verdicts)
+
+
+def compared(shots, before, after):
+    return compare(FakeJudges(before, after), shots, [BLANK] * len(shots), [BLANK] * len(shots))
+
+
+def verdicts(names: str, contexts: str = "", clip: str = "", similar=None) -> Verdicts:
+    """From words such as "cat dog cat"."""
+    n = len(names.split())
+    return Verdicts(
+        names.split(),
+        contexts.split() or ["x"] * n,
+        clip.split() or names.split(),
+        similar or [1.0 * i for i in range(n)],
+    )
+
+
+# -- arithmetic ----------------------------------------------------------------------------------------------------
+
+# Four pictures of the erased "cat", five of what must stay; the last has no context in its prompt.
+SHOTS = [
+    Shot("p", seed, name, context, erased=name == "Cat", style=False)
+    for seed, (name, context) in enumerate(
+        [("Cat", "red"), ("Cat", "blue")] * 2
+        + [("dog", "red"), ("dog", "blue"), ("owl", "red"), ("owl", "blue"), ("owl", "")]
+    )
+]
+BEFORE = verdicts("cat cat cat fox  dog dog owl cat owl", "red blue red red  red blue red blue green")
+AFTER = verdicts("fox fox cat dog  dog fox owl owl cat", "red red red red  red blue blue red green")
+
+
+def test_ua_ira_and_cra_are_counted_as_defined():
+    result = compared(SHOTS, BEFORE, AFTER)
+    counts = {(t, name): (getattr(result, t)[name].k, getattr(result, t)[name].n) for t in ("before", "after") for name
+              in ("UA", "IRA", "CRA")}  # fmt: skip
+    assert counts == {
+        ("before", "UA"): (1, 4),
+        ("before", "IRA"): (4, 5),
+        ("before", "CRA"): (4, 4),
+        ("after", "UA"): (3, 4),
+        ("after", "IRA"): (3, 5),
+        ("after", "CRA"): (2, 4),
+    }
+    assert result.after["H"].value == pytest.approx(3 / (1 / 75 + 1 / 60 + 1 / 50))
+    assert result.before["CRA_erased"].k == 3
+
+
+def test_the_scorers_numbers_are_taken_by_group():
+    before = verdicts("a " * 9, clip="cat cat cat cat dog dog owl owl owl", similar=[30.0] * 4 + [20.0] * 5)
+    after = verdicts("a " * 9, clip="dog dog dog cat dog dog owl owl cat", similar=[10.0] * 4 + [21.0] * 5)
+    result = compared(SHOTS, before, after)
+    assert (result.before["clip_accuracy_erased"].k, result.after["clip_accuracy_erased"].k) == (4, 1)
+    assert (result.before["clip_accuracy_kept"].k, result.after["clip_accuracy_kept"].k) == (5, 4)
+    assert result.after["clip_score_erased"].value == 10
+    assert result.change["clip_score_erased"].value == -20
+    assert result.change["clip_score_kept"].value == 1
+    assert (result.change["lpips_erased"].value, result.change["lpips_erased"].n) == (0.5, 4)
+
+
+def test_controls_are_of_the_unedited_base():
+    result = compared(SHOTS, BEFORE, AFTER)
+    assert (result.controls["positive"].k, result.controls["positive"].n) == (3, 4)
+    assert (result.controls["null"].k, result.controls["null"].n) == (1, 5)
+    assert result.controls["kappa"] == 1
+    other = verdicts("cat cat cat fox dog dog owl cat owl", clip="dog dog dog dog cat cat cat dog cat")
+    assert compared(SHOTS, other, other).controls["kappa"] < 0
+
+
+def test_a_perfect_erasure_and_none_at_all():
+    truth = verdicts("cat cat cat cat dog dog owl owl owl", "red blue red blue red blue red blue x")
+    gone = verdicts("fox fox fox fox dog dog owl owl owl", "red blue red blue red blue red blue x")
+    result = compared(SHOTS, truth, gone)
+    assert [result.before[name].value for name in ("UA", "IRA", "CRA", "H")] == [0, 100, 100, 0]
+    assert [result.after[name].value for name in ("UA", "IRA", "CRA", "H")] == [100, 100, 100, pytest.approx(100)]
+
+
+def test_as_dict_is_looked_up_by_time_and_by_score():
+    plain = compared(SHOTS, BEFORE, AFTER).as_dict()
+    for name, time in itertools.product(("UA", "IRA", "CRA"), ("before", "after")):
+        assert plain[name][time] == plain[time][name]
+        assert set(plain[time][name]) == {"value", "k", "n", "low", "high"}
+        found = plain[time][name]
+        assert found["value"] == pytest.approx(100 * found["k"] / found["n"], abs=1e-4)
+        assert found["low"] <= found["value"] <= found["high"]
+    assert plain["after"]["UA"] == {"value": 75.0, "k": 3, "n": 4, "low": 30.0642, "high": 95.4413}
+    assert (plain["judge"], plain["scorer"]) == ("fake judge", "fake scorer")
+    assert {"null", "positive", "kappa"} == set(plain["controls"])
+
+
+def test_names_are_compared_without_regard_to_case():
+    shots = [Shot("p", 0, "CAT", "RED", True, False), Shot("p", 0, "Dog", "Red", False, False)]
+    result = compared(shots, verdicts("cat dog", "red red"), verdicts("cat dog", "red red"))
+    assert (result.after["UA"].k, result.after["IRA"].k, result.after["CRA"].k) == (0, 1, 1)
+
+
+# -- the plan ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_no_prompt_of_the_plan_is_one_that_an_edit_sees(model, kind):
+    concept = Concept("bomb", kind)
+    around = surroundings(model, concept)
+    seen = {p for name in ("bomb", *around.neighbours) for p in prompts(concept, name, around.contexts)}
+    shots = plan(model, [concept], 40)
+    assert not seen & {shot.prompt for shot in shots}
+    assert all(shot.concept in shot.prompt and shot.context in shot.prompt for shot in shots)
+    assert all(shot.erased == (shot.concept == "bomb") for shot in shots)
+    assert all(shot.style == (kind is Kind.STYLE) for shot in shots)
+
+
+@pytest.mark.parametrize("n", [1, 7, 100, 1000])
+@pytest.mark.parametrize("members", [1, 3])
+def test_a_plan_has_at_least_n_shots_of_each_group_and_the_same_each_time(model, n, members):
+    concepts = [Concept(name) for name in ("twemoji", "fluent", "blob")[:members]]
+    shots = plan(model, concepts, n)
+    for erased in (True, False):
+        group = [shot for shot in shots if shot.erased is erased]
+        assert n <= len(group) < n + members
+        assert len({(shot.prompt, shot.seed) for shot in group}) == len(group), "no picture is counted twice"
+    assert shots == plan(model, concepts, n)
+    targets = {c.target for c in concepts}
+    assert {shot.concept for shot in shots if shot.erased} == targets
+    assert not targets & {shot.concept for shot in shots if not shot.erased}
+
+
+def test_every_prompt_comes_once_before_any_comes_twice(model):
+    around = surroundings(model, TWEMOJI)
+    distinct = len(TWEMOJI.profile.unseen) * len(around.contexts)
+    erased = [shot.prompt for shot in plan(model, [TWEMOJI], distinct) if shot.erased]
+    assert len(set(erased)) == distinct
+    twice = [shot.prompt for shot in plan(model, [TWEMOJI], 2 * distinct) if shot.erased]
+    assert sorted(twice) == sorted(2 * erased)
+
+
+def test_a_plan_of_nothing_is_refused(model):
+    with pytest.raises(InputError, match="must be positive, got 0"):
+        plan(model, [TWEMOJI], 0)
+
+
+# -- scoring -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What `score` asks to be drawn, and the weights at that moment; nothing is drawn."""
+    asked = []
+
+    def generate(model, prompts, seeds, *, sampling, variant="", **_):
+        asked.append((list(prompts), list(seeds), sampling, variant, bits(model.pipe)))
+        return [BLANK] * len(prompts)
+
+    class Judges(FakeJudges):
+        def __init__(self, model, concepts, scorer):
+            self.asked = (model, list(concepts), scorer)
+
+        def look(self, shots, images):
+            n = len(shots)
+            return Verdicts(["x"] * n, ["x"] * n, ["x"] * n, [0.0] * n)
+
+    monkeypatch.setattr(scores, "generate", generate)
+    monkeypatch.setattr(scores, "Judges", Judges)
+    return asked
+
+
+def test_before_and_after_have_equal_prompts_and_seeds_and_only_after_is_edited(drawn, pipe):
+    model = open_model(pipe)
+    adapter = adapter_of(random_changes(model))
+    untouched = bits(pipe)
+    result = score(model, adapter, n=5, sampling=Sampling(3))
+    before, after = drawn
+    assert before[:3] == after[:3]
+    assert before[2] == Sampling(3)
+    assert len(before[0]) == len(result.shots) == 10
+    assert (before[3], after[3]) == ("", adapter.digest)
+    assert before[4] == untouched != after[4]
+    assert bits(pipe) == untouched
+
+
+def test_the_base_is_scored_against_itself_without_an_adapter(drawn, model):
+    result = score(model, concepts=TWEMOJI, n=3)
+    assert len(drawn) == 1
+    assert result.images[0] == result.images[1]
+
+
+def test_nothing_to_score_is_refused(model):
+    with pytest.raises(InputError, match="neither an adapter nor a concept"):
+        score(model)
+
+
+def test_another_base_needs_a_scorer_to_be_named(model):
+    with pytest.raises(MissingModelError, match=r"no scorer was named for 'tiny'; pass --scorer"):
+        score(model, concepts=TWEMOJI)
+
+
+def test_the_scorer_alone_judges_other_bases(model, scorer_folder):
+    judges = Judges(model, [TWEMOJI], str(scorer_folder))
+    assert judges.net is None
+    assert judges.name == f"{scorer_folder} (zero-shot)"
+    shots = plan(model, [TWEMOJI], 2)
+    looked = judges.look(shots, [BLANK] * len(shots))
+    assert looked.concepts == looked.clip_concepts
+    assert set(looked.concepts) <= {"twemoji", *TWEMOJI.preserve}
+    assert set(looked.contexts) <= set(surroundings(model, TWEMOJI).contexts)
+    assert all(-100 <= value <= 100 for value in looked.clip_scores)
