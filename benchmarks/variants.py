@@ -64,7 +64,7 @@ def main() -> None:
         for heading in ("edit", "UA", "IRA", "CRA", "rank", "undone", "damage"):
             table.add_column(heading)
         rows = variants(concept, neutral, others)
-        for label, row_concept, method in rows[:5] if options.brief else rows:
+        for label, row_concept, method in (rows[0], *rows[2:5]) if options.brief else rows:
             result = erase(row_concept, model, method, n=options.pictures)
             before, after = result.scores.before, result.scores.after
             if not table.rows:
