@@ -108,12 +108,12 @@ class Adapter:
         modules = {path: change.balanced().padded(rank) for path, change in self.changes.items()}
         required = self.family.encoder_required
         for path in list(modules):
-            part = next((name for name in required if path.endswith(name)), None)
-            if part is None:
+            layer = re.match(r"text_encoder\.(?:.*\.)?layers\.\d+\.", path)
+            if layer is None:
                 continue
-            shape = modules[path].shape
+            width = min(modules[path].shape)
             for name in required:  # readers drop a layer, in silence, that lacks one of the four
-                modules.setdefault(path.removesuffix(part) + name, LowRank.zeros(*shape, rank))
+                modules.setdefault(layer[0] + name, LowRank.zeros(width, width, rank))
         return dict(sorted(modules.items()))
 
     def _metadata(self, name: str, stored: dict[str, LowRank]) -> dict[str, str]:
@@ -167,13 +167,16 @@ class Adapter:
             concepts = tuple(
                 Concept(c["target"], c["kind"], c["anchor"], tuple(c["preserve"])) for c in ours["concepts"]
             )
+            method, settings, base = str(ours["method"]), dict(ours["settings"]), dict(ours["base"])
         except (KeyError, TypeError, ValueError) as error:
             raise AdapterFileError(
                 f"{path} carries no concept_erase header; it was not written by this tool."
             ) from error
         kohya = any(key.endswith(".alpha") for key in tensors)
         changes = from_kohya(path, tensors, family) if kohya else from_peft(path, tensors)
-        return cls(changes, family, concepts, ours["method"], ours["settings"], ours["base"])
+        if not changes:
+            raise AdapterFileError(f"{path} changes no layer; fetch it again.")
+        return cls(changes, family, concepts, method, settings, base)
 
 
 def slug(targets: Sequence[str], method: str) -> str:

@@ -20,7 +20,10 @@ def _layer(pipe: Any, path: str) -> torch.nn.Linear:
     component, _, name = path.partition(".")
     try:
         module = getattr(pipe, component)
-        return linear(module, canonical_to_live(module, name))
+        layer = linear(module, canonical_to_live(module, name))
+        if not isinstance(layer, torch.nn.Linear):
+            raise AttributeError(name)
+        return layer
     except AttributeError as error:
         raise BaseMismatchError(f"the pipeline has no layer {path}; the adapter is for another base.") from error
 
@@ -130,15 +133,18 @@ def _lora_layers(pipe: Any) -> Iterator[tuple[str, Any]]:
                     yield f"{component}.{name}", layer
 
 
-def _active_adapters(pipe: Any) -> dict[str, float]:
-    """Names and strengths of the LoRAs that are switched on."""
-    found: dict[str, float] = {}
-    for _, layer in _lora_layers(pipe):
+def _active_adapters(pipe: Any) -> dict[str, float | dict[str, float]]:
+    """Names and strengths, by component, of the LoRAs that are switched on."""
+    found: dict[str, dict[str, float]] = {}
+    for path, layer in _lora_layers(pipe):
         if not layer.disable_adapters:
             for name in layer.active_adapters:
-                if name in layer.scaling and name not in found:
-                    found[name] = layer.scaling[name] * layer.r[name] / layer.lora_alpha[name]
-    return found
+                if name in layer.scaling:
+                    strength = layer.scaling[name] * layer.r[name] / layer.lora_alpha[name]
+                    found.setdefault(name, {}).setdefault(path.partition(".")[0], strength)
+    return {
+        name: strengths if len(strengths) > 1 else next(iter(strengths.values())) for name, strengths in found.items()
+    }
 
 
 def _verify_loaded(pipe: Any, adapter: Adapter, name: str) -> None:

@@ -110,11 +110,18 @@ def normalise(text: str, field: str) -> str:
     """
     if not isinstance(text, str):
         raise InputError(f"{field} must be text, got {type(text).__name__}; pass a string.")
-    bad = sorted({f"U+{ord(c):04X}" for c in text if c in _BIDI_CONTROLS or (ord(c) < 32 and not c.isspace())})
+    bad = sorted(
+        {
+            f"U+{ord(c):04X}"
+            for c in text
+            if c in _BIDI_CONTROLS or (unicodedata.category(c) in ("Cc", "Cs") and not c.isspace())
+        }
+    )
     if bad:
         raise InputError(f"{field} holds control characters ({', '.join(bad)}): {text!r}; remove them.")
-    clean = " ".join("".join(c for c in unicodedata.normalize("NFC", text) if c not in _INVISIBLE).split())
-    if not clean.strip("\u200c\u200d"):
+    visible = "".join(c for c in text if c not in _INVISIBLE)
+    clean = " ".join(unicodedata.normalize("NFC", visible).split())
+    if all(c == " " or unicodedata.category(c) in ("Cf", "Mn") for c in clean):
         raise InputError(f"{field} is blank: {text!r}; name a concept.")
     return clean
 

@@ -22,7 +22,7 @@ from concept_erase.generate import Sampling, generate
 from concept_erase.lowrank import check_finite
 from concept_erase.methods import Method, Run, settings_of
 from concept_erase.model import Model, Source, open_model
-from concept_erase.scores import Judges, Scores, Shot, score
+from concept_erase.scores import Judges, Scores, Shot, plan, score
 from concept_erase.statistics import Estimate, rate
 
 Progress = Callable[[int, int, str], None]
@@ -111,6 +111,8 @@ def erase(
             anchored.append(chosen)
             notes.append(reason)
         _refuse_anchor_chain(anchored)
+        for shot in plan(model, anchored, n) if judges else ():
+            model.token_ids(shot.prompt)  # a prompt of the scores that does not fit is refused before the work
 
         settings = settings_of(eraser)
         base = {"name": model.name, "revision": model.revision, "hash": model.fingerprint}

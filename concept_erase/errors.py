@@ -43,3 +43,7 @@ class BusyError(ConceptEraseError):
     """Another process works on the same output folder."""
 
     exit_code = 75
+
+
+class ResourceError(ConceptEraseError):
+    """Memory ran out, also for a batch of one."""

@@ -72,9 +72,9 @@ def from_kohya(path: Path, tensors: dict[str, Tensor], family: Family) -> dict[s
         name = name.replace("_", ".").replace("\0", "_")
         try:
             change = LowRank(tensors[f"{key}.lora_up.weight"], tensors[f"{key}.lora_down.weight"])
-        except (KeyError, ValueError) as error:
+            changes[f"{component}.{name}"] = change.scaled(tensors[f"{key}.alpha"].item() / change.rank)
+        except (KeyError, ValueError, RuntimeError, ZeroDivisionError) as error:
             raise AdapterFileError(f"{path} has an incomplete or misshapen pair for {key!r} ({error}).") from error
-        changes[f"{component}.{name}"] = change.scaled(tensors[f"{key}.alpha"].item() / change.rank)
     return changes
 
 
@@ -88,7 +88,12 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str
     body = bare[8 + struct.unpack("<Q", bare[:8])[0] :]
     digest = hashlib.sha256(body).hexdigest()  # interfaces look models up by this hash of the bytes after the header
     hashes = {"modelspec.hash_sha256": f"0x{digest}", "sshs_model_hash": digest}
-    atomic_write(path, save(tensors, metadata={**metadata, **hashes}))
+    # The library writes metadata in random order: the header is made here, so that equal edits are equal files.
+    entries = json.loads(bare[8 : len(bare) - len(body)])
+    header = {"__metadata__": dict(sorted({**metadata, **hashes}.items())), **entries}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    atomic_write(path, struct.pack("<Q", len(text)) + text + body)
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -125,6 +130,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 raise AdapterFileError(f"{path}: {key} overlaps, leaves a gap, or is not float32 or float16.")
             end = stop
             raw = torch.frombuffer(bytearray(body[start:stop] or b"\0\0\0\0"), dtype=_TYPES[entry["dtype"]])
+            if any(type(side) is not int or side < 0 for side in entry["shape"]):
+                raise AdapterFileError(f"{path}: {key} has the impossible shape {entry['shape']}; do not use it.")
             tensors[key] = raw.reshape(entry["shape"])
     except AdapterFileError:
         raise

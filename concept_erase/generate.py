@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from concept_erase.errors import OutputError
+from concept_erase.errors import InputError, OutputError, ResourceError
 from concept_erase.files import atomic_write
 from concept_erase.model import Model
 
@@ -34,6 +34,10 @@ class Sampling:
     steps: int = 25
     guidance: float | None = None
     batch: int = 32
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 1:
+            raise InputError(f"steps and batch must be at least 1, got {self.steps} and {self.batch}.")
 
 
 def cache_folder() -> Path:
@@ -72,9 +76,11 @@ def generate(
         chunk = missing[:batch]
         try:
             drawn = _draw(model, [prompts[i] for i in chunk], [seeds[i] for i in chunk], sampling)
-        except (torch.OutOfMemoryError, MemoryError):
+        except (torch.OutOfMemoryError, MemoryError) as error:
             if batch == 1:
-                raise
+                raise ResourceError(
+                    "memory does not suffice for a single picture; free some, or use a smaller base."
+                ) from error
             batch = max(1, batch // 2)
             continue
         for i, image in zip(chunk, drawn, strict=True):

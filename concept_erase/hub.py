@@ -55,12 +55,12 @@ def fetch(name: str) -> tuple[Path, str]:
     return folder, folder.name
 
 
-def load_pipeline(source: str) -> DiffusionPipeline:
+def load_pipeline(source: str, revision: str | None = None) -> DiffusionPipeline:
     """A full pipeline in float32, quietly; only safetensors are read and no remote code is run."""
     from diffusers import DiffusionPipeline
 
     with quiet():
-        pipe = DiffusionPipeline.from_pretrained(source, use_safetensors=True).to(torch.float32)
+        pipe = DiffusionPipeline.from_pretrained(source, revision=revision, use_safetensors=True).to(torch.float32)
     pipe.set_progress_bar_config(disable=True)
     if torch.get_default_device().type == "cpu":
         pipe.unet.to(memory_format=torch.channels_last)  # a quarter faster with oneDNN's convolutions, same numbers

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 Source = Any  # str | Path | DiffusionPipeline | Model | None: the last two would have to be imported
 
 
+_VARIANT = re.compile(r"\.(fp16|bf16|non_ema|ema)\b")
+
+
 class Model:
     """What an erasure method sees of a generator.
 
@@ -64,7 +67,7 @@ class Model:
             names = (
                 self._live_linears(site.component) if self._pipe is not None else self._stored_linears(site.component)
             )
-            found = sorted(f"{site.component}.{name}" for name in names if pattern.search(name))
+            found = sorted({f"{site.component}.{name}" for name in names if pattern.search(name)})
             if not found:
                 raise InputError(
                     f"no editable layers match {site.pattern!r} in {site.component} of {self.name}; "
@@ -108,6 +111,8 @@ class Model:
 
     def _part(self, component: str) -> Path:
         assert self.folder is not None, "a live pipeline has no folder"
+        if not (self.folder / component).is_dir():
+            raise MissingModelError(f"{self.folder} has no {component}; pass the whole folder of a diffusers pipeline.")
         return self.folder / component
 
     @cached_property
@@ -117,9 +122,15 @@ class Model:
     def _index(self, component: str) -> dict[str, Path]:
         """Tensor name -> file, over one component's safetensors files; full precision before variants."""
         place = self._part(component)
-        for index in sorted(place.glob("*.safetensors.index.json"), key=lambda p: (p.name.count("."), p.name)):
-            return {key: place / name for key, name in json.loads(index.read_text())["weight_map"].items()}
-        files = sorted(place.glob("*.safetensors"), key=lambda p: (p.name.count("."), p.name))
+
+        def plainest(pattern: str) -> list[Path]:
+            return sorted(place.glob(pattern), key=lambda p: (_VARIANT.search(p.name) is not None, p.name))
+
+        files = plainest("*.safetensors")
+        indices = plainest("*.safetensors.index*.json")
+        if indices and (not files or _VARIANT.search(indices[0].name) is None or _VARIANT.search(files[0].name)):
+            weight_map = json.loads(indices[0].read_text())["weight_map"]
+            return {key: place / name for key, name in weight_map.items()}
         if not files:
             raise MissingModelError(f"{place} holds no safetensors file; pickled weights are not read, convert them.")
         try:
@@ -143,7 +154,12 @@ class Model:
                 key = keys[path.partition(".")[2]]
                 file = files[key]
                 if file not in opened:
-                    opened[file] = stack.enter_context(safe_open(file, framework="pt"))
+                    try:
+                        opened[file] = stack.enter_context(safe_open(file, framework="pt"))
+                    except SafetensorError as error:
+                        raise InputError(
+                            f"{file} is not a valid safetensors file ({error}); fetch it again."
+                        ) from error
                 yield path, opened[file].get_tensor(key)
 
     # -- text --------------------------------------------------------------------------------------------------
@@ -162,9 +178,11 @@ class Model:
             return self._pipe.text_encoder
         from transformers import CLIPTextModel
 
+        part = self._part("text_encoder")
+        variant = _VARIANT.search(next(iter(self._index("text_encoder").values())).name)
         with quiet():
             encoder = CLIPTextModel.from_pretrained(
-                self._part("text_encoder"), dtype=torch.float32, use_safetensors=True
+                part, dtype=torch.float32, use_safetensors=True, variant=variant and variant[1]
             )
         return encoder.eval().requires_grad_(False)
 
@@ -230,7 +248,9 @@ class Model:
         """The live pipeline; built from the folder on first use."""
         if self._pipe is not None:
             return self._pipe
-        return load_pipeline(self.name if self.revision else str(self.folder))  # a hub name fetches what is missing
+        if self.revision:  # from the hub: what the edit did not need is fetched now, of the same commit
+            return load_pipeline(self.name, self.revision)
+        return load_pipeline(str(self.folder))
 
     @property
     def is_embedded(self) -> bool:
@@ -295,4 +315,7 @@ def _pipeline_class(folder: Path) -> str:
     index = folder / "model_index.json"
     if not index.is_file():
         raise MissingModelError(f"{folder} has no model_index.json; pass the folder of a diffusers pipeline.")
-    return str(json.loads(index.read_text()).get("_class_name"))
+    try:
+        return str(json.loads(index.read_text()).get("_class_name"))
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{index} is no JSON of a pipeline ({error}); fetch it again.") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -52,7 +54,8 @@ def _alexnet_distance() -> Measure | None:
     try:
         from torchmetrics.functional.image.lpips import _LPIPS
 
-        net = _LPIPS(pretrained=True, net="alex", use_dropout=True).eval()
+        with contextlib.redirect_stdout(sys.stderr):  # torch.hub prints what it downloads
+            net = _LPIPS(pretrained=True, net="alex", use_dropout=True).eval()
     except Exception:  # no network, no cached weights, no torchvision: the score is left out and the report says so
         return None
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from concept_erase.concepts import Concept
-from concept_erase.errors import NumericalError
+from concept_erase.errors import InputError, NumericalError
 from concept_erase.lowrank import LowRank
 from concept_erase.methods import Edit, Run
 from concept_erase.model import Model
@@ -165,6 +165,10 @@ class UCE:
         """C, G and P; part 1 has other contexts than part 0."""
         if self.bare:
             pairs = [(read(model, "{target}", c.target), read(model, "{target}", c.anchor or "")) for c in concepts]
+            for concept, (target, anchor) in zip(concepts, pairs, strict=True):
+                if target.ids == anchor.ids:
+                    told = f"{concept.target!r} and its anchor {concept.anchor!r} are the same tokens"
+                    raise InputError(f"{told}; name another anchor.")
             names = dict.fromkeys(p for c in concepts for p in c.preserve)
             return (
                 *paired_columns(model, pairs, self.tokens),
