@@ -28,6 +28,7 @@ MIB = 2**20  # bytes
 ANCHOR = "art"
 RIDGE, ERASE_SCALE, PRESERVE_SCALE = 0.5, 1.0, 1.0  # the published defaults
 SIDES = ("reference", "ours")
+PER_LAYER = "CLOSED_FORM_ENCODE_PER_LAYER"  # set for the processes of a run with --per-layer
 QUANTITIES = {
     "edit_seconds": "edit, s",
     "process_seconds": "process, s",
@@ -113,7 +114,8 @@ def reference(folder: Path, targets: list[str], preserved: list[str], out: Path)
     """The published formulation (arXiv:2308.14761, eq. 7): the whole pipeline, float32, one solve per layer.
 
     `W' = (lambda W + a sum W g c^T + b sum W p p^T) (lambda I + a sum c c^T + b sum p p^T)^-1`, the sums added up
-    name by name. Every distinct name is encoded once, padded to the encoder's length.
+    name by name. Names are padded to the encoder's length. The first published scripts encode them again for every
+    layer (`PER_LAYER`), later ones once.
 
     Returns:
         Seconds from the names to the new weights in memory, encoding included, loading and saving not; the file with
@@ -135,17 +137,19 @@ def reference(folder: Path, targets: list[str], preserved: list[str], out: Path)
     start = time.perf_counter()
     layers = {n: m for n, m in pipe.unet.named_modules() if n.endswith(("attn2.to_k", "attn2.to_v"))}
     embedded = {name: embedding(name) for name in dict.fromkeys([*targets, ANCHOR, *preserved])}
-    values = {name: [layer(embedded[name]) for layer in layers.values()] for name in (ANCHOR, *preserved)}
+    look = embedding if os.environ.get(PER_LAYER) else embedded.__getitem__
     edited = {}
-    for index, (path, layer) in enumerate(layers.items()):
+    for path, layer in layers.items():
         numerator = RIDGE * layer.weight
         system = RIDGE * torch.eye(layer.in_features)
         for target in targets:
-            numerator += ERASE_SCALE * torch.outer(values[ANCHOR][index], embedded[target])
-            system += ERASE_SCALE * torch.outer(embedded[target], embedded[target])
+            c, g = look(target), look(ANCHOR)
+            numerator += ERASE_SCALE * torch.outer(layer(g), c)
+            system += ERASE_SCALE * torch.outer(c, c)
         for name in preserved:
-            numerator += PRESERVE_SCALE * torch.outer(values[name][index], embedded[name])
-            system += PRESERVE_SCALE * torch.outer(embedded[name], embedded[name])
+            p = look(name)
+            numerator += PRESERVE_SCALE * torch.outer(layer(p), p)
+            system += PRESERVE_SCALE * torch.outer(p, p)
         edited[f"{path}.weight"] = numerator @ torch.inverse(system)
     seconds = time.perf_counter() - start
     save_file(edited, out / "edited.safetensors")
@@ -327,11 +331,16 @@ def main() -> None:
     parser.add_argument("--concepts", type=int, nargs="+", default=[1, 10, 100], help="how many to erase, in turn")
     parser.add_argument("--preserve", type=int, default=20, help="how many names must stay")
     parser.add_argument("--size", choices=("full", "tiny"), default="full", help="tiny is for trying things out")
+    parser.add_argument(
+        "--per-layer", action="store_true", help="the reference encodes every name again for every layer"
+    )
     parser.add_argument("--json", type=Path, help="file for the JSON; printed when not given")
     parser.add_argument("--job", nargs=3, help=argparse.SUPPRESS)  # what, model folder, output folder: see in_process
     options = parser.parse_args()
     if min(options.concepts) < 1 or options.preserve < 0 or max(options.concepts) + options.preserve > 1000:
         parser.error("--concepts must be at least 1, --preserve at least 0, and both together at most 1000")
+    if options.per_layer:
+        os.environ[PER_LAYER] = "1"
     if options.job:
         job, folder, out = options.job[0], Path(options.job[1]), Path(options.job[2])
         if job == "layout":
