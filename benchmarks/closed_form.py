@@ -114,8 +114,8 @@ def reference(folder: Path, targets: list[str], preserved: list[str], out: Path)
     """The published formulation (arXiv:2308.14761, eq. 7): the whole pipeline, float32, one solve per layer.
 
     `W' = (lambda W + a sum W g c^T + b sum W p p^T) (lambda I + a sum c c^T + b sum p p^T)^-1`, the sums added up
-    name by name. Names are padded to the encoder's length. The first published scripts encode them again for every
-    layer (`PER_LAYER`), later ones once.
+    name by name. Names are padded to the encoder's length. They are encoded once, or again for
+    every layer (`PER_LAYER`).
 
     Returns:
         Seconds from the names to the new weights in memory, encoding included, loading and saving not; the file with
