@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import torch
+from torch import Tensor
 
 from concept_erase.concepts import Concept
 from concept_erase.errors import InputError
 from concept_erase.methods.uce import UCE
 from concept_erase.model import Model
 from concept_erase.statistics import Estimate
-from concept_erase.streams import Tokens, columns, read, seen_size
-from concept_erase.surroundings import spread, surroundings
+from concept_erase.streams import columns, read, seen_size
+from concept_erase.surroundings import slots, spread, surroundings
 
 # How often pictures of a candidate are taken for the target: (candidate, prompts) -> rate in per cent.
 OwnRate = Callable[[str, Sequence[str]], Estimate]
@@ -23,7 +23,12 @@ TRIAL = UCE(contexts=12, preserve_prompts=150, strength=1.0)
 
 
 def choose(
-    model: Model, concept: Concept, taken: Sequence[str] = (), own_rate: OwnRate | None = None
+    model: Model,
+    concept: Concept,
+    taken: Sequence[str] = (),
+    own_rate: OwnRate | None = None,
+    *,
+    contexts: int = TRIAL.contexts,
 ) -> tuple[Concept, str]:
     """The concept with an anchor, and the reason for it in words.
 
@@ -33,6 +38,7 @@ def choose(
 
     Args:
         taken: Targets that are erased in the same solve; no anchor contains one of them.
+        contexts: How many contexts the trials are made in.
         own_rate: Draws and judges pictures of a candidate; None decides by closed-form quantities alone.
     Raises:
         InputError: no candidate is left.
@@ -43,9 +49,10 @@ def choose(
     candidates = [a for a in around.anchors if not any(t.casefold() in a.casefold() for t in taken)]
     if not candidates:
         raise InputError(f"every candidate for the anchor of {concept.target!r} is erased itself; name an anchor.")
-    ways = distances(model, concept, candidates)
+    trial = replace(TRIAL, contexts=contexts)
+    ways = distances(model, concept, candidates, contexts)
     near = sorted(candidates, key=ways.__getitem__)[:NEAREST]
-    trials = {name: TRIAL.edit(model, [replace(concept, anchor=name)]).measures for name in near}
+    trials = {name: trial.edit(model, [replace(concept, anchor=name)]).measures for name in near}
     ranked = sorted(near, key=lambda name: trials[name]["undone"] ** 2 + trials[name]["damage"] ** 2)
 
     def told(name: str) -> str:
@@ -76,16 +83,16 @@ def choose(
     )
 
 
-def distances(model: Model, concept: Concept, names: Sequence[str]) -> dict[str, float]:
+def distances(model: Model, concept: Concept, names: Sequence[str], contexts: int = TRIAL.contexts) -> dict[str, float]:
     """How far each name's embeddings are from the target's, relative to the mean distance: (dimensionless)."""
-    contexts = spread(surroundings(model, concept).contexts, 6)
-    templates = concept.profile.templates
+    places = slots(model, concept, contexts)
 
-    def centre(name: str) -> torch.Tensor:
-        prompts = [read(model, t, name, c) for t in templates for c in (contexts if "{context}" in t else ("",))]
-        return columns(model, prompts, Tokens.SUBJECT_TO_END).mean(1, keepdim=True)
+    def centre(name: str) -> Tensor:
+        prompts = [read(model, template, name, context) for template, context in places]
+        return columns(model, prompts, TRIAL.tokens).mean(1, keepdim=True)
 
     target = centre(concept.target)
-    sizes = {name: seen_size(centre(name) - target, model.gram) for name in names}
+    centres = {n: model.remembered((n, *places), lambda n=n: centre(n)) for n in names}  # type: ignore[misc]
+    sizes = {name: seen_size(c - target, model.gram) for name, c in centres.items()}
     typical = sum(sizes.values()) / len(sizes) or 1.0
     return {name: size / typical for name, size in sizes.items()}

@@ -90,14 +90,20 @@ def paired_columns(model: Model, pairs: Sequence[tuple[Prompt, Prompt]], tokens:
         C and G, each (d, n) float64.
     """
     positions = [aligned(target, anchor, tokens, model.length) for target, anchor in pairs]
-    wanted: dict[tuple[int, ...], int] = {}  # every distinct prompt is encoded once, no further than needed
-    for (target, anchor), matched in zip(pairs, positions, strict=True):
-        for prompt, side in ((target, 0), (anchor, 1)):
-            wanted[prompt.ids] = max(wanted.get(prompt.ids, 0), 1 + max(pair[side] for pair in matched))
-    states = dict(zip(wanted, model.encode(list(wanted), list(wanted.values())), strict=True))
-    C = torch.cat([states[t.ids][[p for p, _ in m]] for (t, _), m in zip(pairs, positions, strict=True)])
-    G = torch.cat([states[a.ids][[q for _, q in m]] for (_, a), m in zip(pairs, positions, strict=True)])
-    return C.T.double(), G.T.double()
+    sides = []
+    for side in (0, 1):  # targets and anchors are encoded apart: an anchor serves many targets
+        wanted: dict[tuple[int, ...], int] = {}  # every distinct prompt once, no further than needed
+        for pair, matched in zip(pairs, positions, strict=True):
+            ids = pair[side].ids
+            wanted[ids] = max(wanted.get(ids, 0), 1 + max(place[side] for place in matched))
+        encoded = model.states(tuple(wanted), tuple(wanted.values()))
+        states = dict(zip(wanted, encoded, strict=True))
+        rows = [
+            states[pair[side].ids][[place[side] for place in matched]]
+            for pair, matched in zip(pairs, positions, strict=True)
+        ]
+        sides.append(torch.cat(rows).T.double())
+    return sides[0], sides[1]
 
 
 def columns(model: Model, prompts: Sequence[Prompt], tokens: Tokens) -> Tensor:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from concept_erase import embedded
-from concept_erase.concepts import Concept, Kind, same
+from concept_erase.concepts import Concept, Kind
 from concept_erase.errors import InputError
 from concept_erase.model import Model
 from concept_erase.streams import Prompt, read
@@ -36,7 +36,8 @@ def surroundings(model: Model, concept: Concept) -> Surroundings:
     """What the base and the user say about the concept's domain; a built-in list per kind where they say nothing."""
 
     def without(names: Sequence[str], *taken: str | None) -> tuple[str, ...]:
-        return tuple(n for n in names if not any(t and same(n, t) for t in taken))
+        gone = {t.casefold() for t in taken if t}
+        return tuple(n for n in names if n.casefold() not in gone)
 
     if model.is_embedded:
         style = concept.kind is Kind.STYLE
@@ -63,19 +64,23 @@ def spread(names: Sequence[str], n: int) -> tuple[str, ...]:
     return tuple(names[i * len(names) // n] for i in range(n))
 
 
-def concept_prompts(model: Model, concept: Concept, contexts: int, part: int = 0) -> list[tuple[Prompt, Prompt]]:
-    """Prompts of the target with the matching ones of its anchor, over the kind's templates and contexts.
+def slots(model: Model, concept: Concept, contexts: int, part: int = 0) -> list[tuple[str, str]]:
+    """(template, context) over the kind's templates and at most so many contexts.
 
     Args:
-        contexts: How many contexts at most; on a small vocabulary all of them.
+        contexts: On a small vocabulary all of them.
         part: 0 for fitting, 1 for others that check the fit: the contexts in between.
     """
+    chosen = _part(surroundings(model, concept).contexts, contexts, part)
+    return [(t, c) for t in concept.profile.templates for c in (chosen if "{context}" in t else ("",))]
+
+
+def concept_prompts(model: Model, concept: Concept, contexts: int, part: int = 0) -> list[tuple[Prompt, Prompt]]:
+    """Prompts of the target with the matching ones of its anchor, in the same `slots`."""
     if concept.anchor is None:
         raise InputError(f"{concept.target!r} has no anchor; choose one first.")
-    names = surroundings(model, concept).contexts
-    chosen = _part(names, contexts, part)
-    slots = [(t, c) for t in concept.profile.templates for c in (chosen if "{context}" in t else ("",))]
-    pairs = [(read(model, t, concept.target, c), read(model, t, concept.anchor, c)) for t, c in slots]
+    places = slots(model, concept, contexts, part)
+    pairs = [(read(model, t, concept.target, c), read(model, t, concept.anchor, c)) for t, c in places]
     if all(target.ids == anchor.ids for target, anchor in pairs):
         raise InputError(
             f"{concept.target!r} and its anchor {concept.anchor!r} are the same tokens; name another anchor."
@@ -83,31 +88,51 @@ def concept_prompts(model: Model, concept: Concept, contexts: int, part: int = 0
     return pairs
 
 
-def preserved_prompts(model: Model, concepts: Sequence[Concept], n: int, part: int = 0) -> list[Prompt]:
-    """About n prompts that must not move: neighbours in their templates and contexts, contexts alone, the empty one."""
-    erased = [c.target for c in concepts]
-    prompts = [Prompt(tuple(model.token_ids("")), 1, 1)]
-    share = max(1, n // len(concepts))
+def preserved_groups(model: Model, concepts: Sequence[Concept], n: int, part: int = 0) -> list[tuple[Prompt, ...]]:
+    """Prompts that must not move, about n for each kind of concept, in groups that many concepts share.
+
+    The empty prompt first, then contexts alone, then each neighbour in its own templates and contexts. Whatever else
+    is erased, a neighbour's group is the same, so a list of concepts encodes it once.
+    """
+    empty = (Prompt(tuple(model.token_ids("")), 1, 1),)
+    if n == 0:
+        return [empty]
+    erased = {c.target.casefold() for c in concepts}
+    groups: dict[Hashable, tuple[Prompt, ...]] = {}
     for concept in concepts:
         around = surroundings(model, concept)
-        neighbours = [p for p in around.neighbours if not any(same(p, e) for e in erased)]
-        alone = [read(model, t, c) for c in _part(around.contexts, share // 8, part) for t in ALONE]
-        templates = concept.profile.templates
-        slots = [
-            (t, name, context)
-            for name in neighbours
-            for i, t in enumerate(templates)
-            for context in (_part(around.contexts, len(around.contexts) // 2, part) if "{context}" in t else ("",))
-        ]
-        prompts += alone
-        prompts += [read(model, *slot) for slot in _shuffled(slots)[: max(0, share - len(alone))]]
-    return list({p.ids: p for p in prompts}.values())
+        contexts = _part(around.contexts, n // 8, part)
+        alone = (concept.kind, contexts)
+        if alone not in groups:
+            groups[alone] = _prompts(model, [(t, c, "") for c in contexts for t in ALONE])
+        share = max(1, (n - len(groups[alone])) // max(1, len(around.neighbours)))
+        half = _part(around.contexts, len(around.contexts) // 2, part)
+        for name in around.neighbours:
+            key = (concept.kind, name, half, share)
+            if name.casefold() not in erased and key not in groups:
+                places = [
+                    (t, name, c) for t in concept.profile.templates for c in (half if "{context}" in t else ("",))
+                ]
+                chosen = random.Random(name).sample(places, min(share, len(places)))
+                groups[key] = _prompts(model, chosen)
+    return [empty, *groups.values()]
+
+
+def preserved_prompts(model: Model, concepts: Sequence[Concept], n: int, part: int = 0) -> list[Prompt]:
+    """The prompts of all `preserved_groups`, each once."""
+    groups = preserved_groups(model, concepts, n, part)
+    return list({p.ids: p for group in groups for p in group}.values())
+
+
+def _prompts(model: Model, places: Sequence[tuple[str, str, str]]) -> tuple[Prompt, ...]:
+    """Distinct prompts of (template, name, context)."""
+
+    def make() -> tuple[Prompt, ...]:
+        return tuple({p.ids: p for p in (read(model, *place) for place in places)}.values())
+
+    return model.remembered((Prompt, tuple(places)), make)
 
 
 def _part(names: Sequence[str], n: int, part: int) -> tuple[str, ...]:
     """n of every second name, starting at `part`; of a short list (under 16) all names serve both parts."""
     return spread(names if len(names) < 16 else names[part::2], max(1, n))
-
-
-def _shuffled(items: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
-    return random.Random(0).sample(items, len(items))

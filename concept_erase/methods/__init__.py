@@ -13,12 +13,14 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, get_type_hints, runtime_checkable
 
 from concept_erase.concepts import Concept
 from concept_erase.errors import InputError
 
 if TYPE_CHECKING:  # methods can be listed and checked without importing torch
+    from torch import Tensor
+
     from concept_erase.lowrank import LowRank
     from concept_erase.model import Model
 
@@ -31,11 +33,13 @@ class Edit:
         changes: Layer path -> low-rank change of its weight.
         notes: Choices made for the user with their reasons, and warnings; shown and kept in the report.
         measures: Closed-form quantities of the edit, by name.
+        operator: Of closed forms on the text stream, the one D (d, d) that every change is folded from.
     """
 
     changes: dict[str, LowRank]
     notes: tuple[str, ...] = ()
     measures: dict[str, float] = dataclasses.field(default_factory=dict)
+    operator: LowRank | None = None
 
 
 Progress = Callable[[int, int, str], None]  # (done, total, what)
@@ -60,8 +64,23 @@ class Method(Protocol):
     name: ClassVar[str]
     summary: ClassVar[str]
     paper: ClassVar[str]
+    edits: ClassVar[str]  # "denoiser" (the layers that read the text) or "text encoder"
 
     def edit(self, model: Model, concepts: Sequence[Concept], run: Run = Run()) -> Edit: ...
+
+
+@runtime_checkable
+class Additive(Protocol):
+    """A method that solves concepts jointly from a sum: `edit` is `finish` on the sum of `gather` over concepts.
+
+    What is gathered adds up with `+`, in the memory of one concept, and has `tensors()` for a file.
+    """
+
+    def gather(self, model: Model, concept: Concept) -> Any: ...
+
+    def regathered(self, tensors: dict[str, Tensor]) -> Any: ...
+
+    def finish(self, model: Model, concepts: Sequence[Concept], gathered: Any) -> Edit: ...
 
 
 def available() -> tuple[str, ...]:
@@ -96,6 +115,7 @@ class Description:
     name: str
     summary: str
     paper: str
+    edits: str
     settings: tuple[tuple[str, str, str, str], ...]
 
 
@@ -117,7 +137,8 @@ def describe(name: str) -> Description:
             if isinstance(field.value, ast.Constant):
                 default = str(field.value.value)
             settings.append((ast.unparse(field.target), ast.unparse(field.annotation), default, meaning))
-        return Description(name, str(constants["summary"]), str(constants["paper"]), tuple(settings))
+        summary, paper, edits = (str(constants[attribute]) for attribute in ("summary", "paper", "edits"))
+        return Description(name, summary, paper, edits, tuple(settings))
     raise TypeError(f"methods/{name}.py defines no class with name = {name!r}")
 
 

@@ -38,6 +38,7 @@ class Encoder:
     name: ClassVar[str] = "encoder"
     summary: ClassVar[str] = "trained LoRA on the text encoder, minutes on a CPU, no pass of the denoiser"
     paper: ClassVar[str] = "after arXiv:2402.00351"
+    edits: ClassVar[str] = "text encoder"
 
     rank: int = 8
     """rank of the LoRA"""

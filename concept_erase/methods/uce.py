@@ -14,8 +14,9 @@ from concept_erase.errors import InputError, NumericalError
 from concept_erase.lowrank import LowRank
 from concept_erase.methods import Edit, Run
 from concept_erase.model import Model
-from concept_erase.streams import Tokens, columns, fold, paired_columns, read, seen_size
-from concept_erase.surroundings import concept_prompts, preserved_prompts
+from concept_erase.moments import Kept, Moments, of_kept, of_pairs
+from concept_erase.streams import Tokens, columns, fold, read
+from concept_erase.surroundings import concept_prompts, preserved_groups
 
 STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
@@ -52,31 +53,40 @@ def solve(
     """
     if C.shape != G.shape:
         raise ValueError(f"C {tuple(C.shape)} and G {tuple(G.shape)} must match column by column.")
+    C, G = C.double(), G.double()
+    factor = _factored(C @ C.T, Kept.of(P), erase_scale, preserve_scale, ridge)
+    if rank is None and C.shape[1] <= C.shape[0]:
+        return LowRank(erase_scale * (G - C), torch.cholesky_solve(C, factor).T)
+    D = torch.cholesky_solve(erase_scale * C @ (G - C).T, factor).T
+    return bounded(D, C @ C.T, min(rank or len(C), C.shape[1]))
+
+
+def _factored(CC: Tensor, kept: Kept, erase_scale: float, preserve_scale: float, ridge: float) -> Tensor:
+    """Cholesky factor of `lambda I + a C C^T + b P P^T`."""
     if ridge <= 0 or erase_scale <= 0:
         raise ValueError(f"ridge and erase_scale must be positive, got {ridge} and {erase_scale}.")
-    C, G, P = C.double(), G.double(), P.double()
-    d, n = C.shape
-    system = ridge * torch.eye(d, dtype=torch.float64) + erase_scale * C @ C.T + preserve_scale * P @ P.T
+    system = ridge * torch.eye(len(CC), dtype=torch.float64) + erase_scale * CC + preserve_scale * kept.PP
     factor, failed = torch.linalg.cholesky_ex(system)
     if failed or not factor.isfinite().all():
         raise NumericalError("the UCE system cannot be factored; raise the ridge, or check the embeddings for NaN.")
     diagonal = factor.diagonal()
     if (diagonal.max() / diagonal.min()).square() > 1e15:  # a lower bound on the condition number
         raise NumericalError("the UCE system is ill-conditioned (above 1e15); raise the ridge.")
-    if rank is None and n <= d:
-        return LowRank(erase_scale * (G - C), torch.cholesky_solve(C, factor).T)
-    D = torch.cholesky_solve(erase_scale * C @ (G - C).T, factor).T
-    moves = D @ C
-    _, directions = torch.linalg.eigh(moves @ moves.T)
-    kept = directions[:, -min(rank or d, n, d) :]
+    return factor
+
+
+def bounded(D: Tensor, CC: Tensor, rank: int) -> LowRank:
+    """D (d, d) with its outputs projected onto the `rank` directions that carry most of the move `D C` of C (d, n)."""
+    _, directions = torch.linalg.eigh(D @ CC @ D.T)
+    kept = directions[:, -min(rank, len(D)) :]
     return LowRank(kept.contiguous(), (kept.T @ D).contiguous())
 
 
 def solve_strongest(
-    C: Tensor,
-    G: Tensor,
-    P: Tensor,
-    unseen: tuple[Tensor, Tensor, Tensor],
+    fit: Moments,
+    kept: Kept,
+    unseen: Moments,
+    unseen_kept: Kept,
     gram: Tensor,
     *,
     strengths: Sequence[float] = STRENGTHS,
@@ -87,22 +97,47 @@ def solve_strongest(
 
     Both are sizes as the denoiser sees them (the metric of `gram`), relative to the way from the target to its anchor:
     `undone` of what remains of that way, `damage` of how far preserved embeddings move. The sum of their squares is
-    least at the strength that is taken.
+    least at the strength that is taken. Moments stand for the columns of `solve`: nothing else of them is needed.
 
     Returns:
         The operator, and "strength", "undone" and "damage".
     """
-    unseen_C, unseen_G, unseen_P = unseen
-    way = seen_size(unseen_C - unseen_G, gram) or 1.0  # 0 where target and anchor are equal: nothing moves then
+    way = (unseen.way / max(1, unseen.n)) ** 0.5 or 1.0  # 0 where target and anchor are equal: nothing moves then
     found: list[tuple[float, LowRank, dict[str, float]]] = []
     for strength in strengths:
-        D = solve(C, G, P, erase_scale=strength, ridge=ridge, rank=rank)
-        undone = seen_size(unseen_C + D.up @ (D.down @ unseen_C) - unseen_G, gram) / way
-        damage = seen_size(D.up @ (D.down @ unseen_P), gram) / way
+        factor = _factored(fit.CC, kept, strength, 1.0, ridge)
+        D = torch.cholesky_solve(strength * fit.MC.T, factor).T
+        operator = bounded(D, fit.CC, min(rank or len(D), fit.n))
+        undone = unseen.undone(operator.up, operator.down, gram)
+        damage = unseen_kept.damage(operator.up, operator.down, gram) / way
         measures = {"strength": float(strength), "undone": undone, "damage": damage}
-        found.append((undone**2 + damage**2, D, measures))
+        found.append((undone**2 + damage**2, operator, measures))
     _, operator, measures = min(found, key=lambda item: item[0])
     return operator, measures
+
+
+@dataclass(frozen=True, eq=False)
+class Gathered:
+    """What `UCE` needs of a concept; adds up over concepts.
+
+    Attributes:
+        fit: Moments of the prompts that the edit is fitted on.
+        unseen: Moments of others that check it.
+    """
+
+    fit: Moments
+    unseen: Moments
+
+    def __add__(self, other: Gathered) -> Gathered:
+        return Gathered(self.fit + other.fit, self.unseen + other.unseen)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For a file; float64."""
+        return {
+            f"{part}.{name}": torch.as_tensor(value, dtype=torch.float64)
+            for part, moments in (("fit", self.fit), ("unseen", self.unseen))
+            for name, value in vars(moments).items()
+        }
 
 
 @dataclass(frozen=True)
@@ -112,6 +147,7 @@ class UCE:
     name: ClassVar[str] = "uce"
     summary: ClassVar[str] = "closed form on the cross-attention keys and values, solved once for all layers"
     paper: ClassVar[str] = "arXiv:2308.14761"
+    edits: ClassVar[str] = "denoiser"
 
     tokens: Tokens = Tokens.ALL
     """which positions move: the concept's last token, from it to the end, or all of its tokens and all that follow"""
@@ -137,15 +173,52 @@ class UCE:
 
     def edit(self, model: Model, concepts: Sequence[Concept], run: Run = Run()) -> Edit:
         """Move every concept onto its anchor on the text stream, its neighbours held in place."""
-        C, G, P = self._columns(model, concepts)
-        unseen = (C, G, P) if self.bare else self._columns(model, concepts, part=1)
-        rank = None if self.rank is None else min(self.rank * len(concepts), C.shape[0])
+        gathered = self.gather(model, concepts[0])
+        for concept in concepts[1:]:
+            gathered = gathered + self.gather(model, concept)
+        return self.finish(model, concepts, gathered)
+
+    def gather(self, model: Model, concept: Concept) -> Gathered:
+        """Of one concept all that the solve needs; its sum over concepts is what a joint solve needs."""
+        if self.bare:
+            target, anchor = read(model, "{target}", concept.target), read(model, "{target}", concept.anchor or "")
+            if target.ids == anchor.ids:
+                told = f"{concept.target!r} and its anchor {concept.anchor!r} are the same tokens"
+                raise InputError(f"{told}; name another anchor.")
+            fit = of_pairs(model, [(target, anchor)], self.tokens)
+        else:
+            fit = of_pairs(model, concept_prompts(model, concept, self.contexts), self.tokens)
+        if not self.checked:
+            return Gathered(fit, fit)
+        return Gathered(fit, of_pairs(model, concept_prompts(model, concept, self.contexts, part=1), self.tokens))
+
+    def regathered(self, tensors: dict[str, Tensor]) -> Gathered:
+        """What `Gathered.tensors` returned, read back."""
+        fit, unseen = (
+            Moments(
+                tensors[f"{part}.CC"], tensors[f"{part}.MC"], float(tensors[f"{part}.way"]), int(tensors[f"{part}.n"])
+            )
+            for part in ("fit", "unseen")
+        )
+        return Gathered(fit, unseen)
+
+    @property
+    def checked(self) -> bool:
+        """Whether the strength is chosen, for which prompts are needed that the solve does not see."""
+        return self.strength is None and not self.bare
+
+    def finish(self, model: Model, concepts: Sequence[Concept], gathered: Gathered) -> Edit:
+        """The edit of all concepts from their gathered sum."""
+        kept = self._kept(model, concepts)
+        unseen_kept = self._kept(model, concepts, part=1) if self.checked else kept
+        rank = None if self.rank is None else min(self.rank * len(concepts), len(model.gram))
         strengths = STRENGTHS if self.strength is None else (self.strength,)
         operator, measures = solve_strongest(
-            C, G, P, unseen, model.gram, strengths=strengths, ridge=self.ridge, rank=rank
-        )
+            gathered.fit, kept, gathered.unseen, unseen_kept, model.gram,
+            strengths=strengths, ridge=self.ridge, rank=rank,
+        )  # fmt: skip
         undone, damage = measures["undone"], measures["damage"]
-        where = "the prompts it was fitted on" if self.bare else "prompts the solve did not see"
+        where = "prompts the solve did not see" if self.checked else "the prompts it was fitted on"
         how = "given" if self.strength is not None else f"best of {len(STRENGTHS)}"
         notes = [
             f"strength {measures['strength']:g}: {how}; on {where} {undone:.0%} of the way is left, "
@@ -159,24 +232,13 @@ class UCE:
             notes.append(
                 "warning: more than half of the way is left undone; choose a nearer anchor or a higher strength."
             )
-        return Edit(fold(model, operator), tuple(notes), measures)
+        return Edit(fold(model, operator), tuple(notes), measures, operator)
 
-    def _columns(self, model: Model, concepts: Sequence[Concept], part: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """C, G and P; part 1 has other contexts than part 0."""
-        if self.bare:
-            pairs = [(read(model, "{target}", c.target), read(model, "{target}", c.anchor or "")) for c in concepts]
-            for concept, (target, anchor) in zip(concepts, pairs, strict=True):
-                if target.ids == anchor.ids:
-                    told = f"{concept.target!r} and its anchor {concept.anchor!r} are the same tokens"
-                    raise InputError(f"{told}; name another anchor.")
-            names = dict.fromkeys(p for c in concepts for p in c.preserve)
-            return (
-                *paired_columns(model, pairs, self.tokens),
-                columns(model, [read(model, "{target}", p) for p in names], self.tokens),
-            )
-        pairs = [pair for c in concepts for pair in concept_prompts(model, c, self.contexts, part)]
-        kept = preserved_prompts(model, concepts, self.preserve_prompts, part)
-        # BOS opens every prompt, so it counts once per kept prompt.
-        (bos,) = model.encode([kept[0].ids[:1]], [1])
-        P = torch.cat([columns(model, kept, self.tokens), bos.T.double() * len(kept) ** 0.5], dim=1)
-        return (*paired_columns(model, pairs, self.tokens), P)
+    def _kept(self, model: Model, concepts: Sequence[Concept], part: int = 0) -> Kept:
+        """Of what must stay; part 1 has other contexts than part 0."""
+        if not self.bare:
+            groups = preserved_groups(model, concepts, self.preserve_prompts, part)
+            return of_kept(model, groups, self.tokens)
+        erased = {c.target.casefold() for c in concepts}
+        names = dict.fromkeys(p for c in concepts for p in c.preserve if p.casefold() not in erased)
+        return Kept.of(columns(model, [read(model, "{target}", p) for p in names], self.tokens))
