@@ -65,32 +65,37 @@ def generate(
         Pictures in the order of the prompts.
     """
     identity = _identity(model, variant, sampling)
-    keys = [_key(identity, p, s) for p, s in zip(prompts, seeds, strict=True)] if identity else [None] * len(prompts)
-    images: list[Image.Image | None] = [_cached(key) for key in keys]
-    missing = [i for i, image in enumerate(images) if image is None]
-    done, total = len(images) - len(missing), len(images)
+    jobs = list(zip(prompts, seeds, strict=True))
+    chunks = [jobs[i : i + sampling.batch] for i in range(0, len(jobs), sampling.batch)]
+    keys = [_key(identity, chunk) for chunk in chunks]
+    # A batch is cached as a whole: what a picture is drawn with may change its last bits, so a run that was interrupted
+    # goes on with the batches that it would have drawn.
+    found = [_cached(key, len(chunk)) for key, chunk in zip(keys, chunks, strict=True)]
+    done, total = sum(len(chunk) for chunk, images in zip(chunks, found, strict=True) if images), len(jobs)
     if progress:
         progress(done, total, what)
-    batch = sampling.batch
-    while missing:
-        chunk = missing[:batch]
-        try:
-            drawn = _draw(model, [prompts[i] for i in chunk], [seeds[i] for i in chunk], sampling)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            if batch == 1:
-                raise ResourceError(
-                    "memory does not suffice for a single picture; free some, or use a smaller base."
-                ) from error
-            batch = max(1, batch // 2)
+    for i, (key, chunk) in enumerate(zip(keys, chunks, strict=True)):
+        if found[i] is not None:
             continue
-        for i, image in zip(chunk, drawn, strict=True):
-            images[i] = image
-            _store(keys[i], image)
-        missing = missing[len(chunk) :]
+        found[i] = images = _drawn(model, chunk, sampling)
+        _store(key, images)
         done += len(chunk)
         if progress:
             progress(done, total, what)
-    return [image for image in images if image is not None]
+    return [image for images in found for image in images or ()]
+
+
+def _drawn(model: Model, jobs: Sequence[tuple[str, int]], sampling: Sampling) -> list[Image.Image]:
+    """Pictures of one batch; in halves, down to one at a time, when memory runs out."""
+    try:
+        return _draw(model, [prompt for prompt, _ in jobs], [seed for _, seed in jobs], sampling)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        if len(jobs) == 1:
+            raise ResourceError(
+                "memory does not suffice for a single picture; free some, or use a smaller base."
+            ) from error
+    middle = len(jobs) // 2
+    return _drawn(model, jobs[:middle], sampling) + _drawn(model, jobs[middle:], sampling)
 
 
 def _draw(model: Model, prompts: list[str], seeds: list[int], sampling: Sampling) -> list[Image.Image]:
@@ -127,33 +132,38 @@ def _identity(model: Model, variant: str | None, sampling: Sampling) -> dict[str
         "steps": sampling.steps,
         "guidance": sampling.guidance,
         "torch": torch.__version__,
+        "threads": torch.get_num_threads(),  # sums in another order: the last bits may differ
     }
 
 
-def _key(identity: dict[str, Any], prompt: str, seed: int) -> str:
-    return hashlib.sha256(json.dumps([identity, prompt, seed]).encode()).hexdigest()
+def _key(identity: dict[str, Any] | None, jobs: Sequence[tuple[str, int]]) -> str | None:
+    return hashlib.sha256(json.dumps([identity, jobs]).encode()).hexdigest() if identity else None
 
 
-def _path(key: str) -> Path:
-    return cache_folder() / "pictures" / key[:2] / f"{key}.png"
+def _path(key: str, i: int) -> Path:
+    return cache_folder() / "pictures" / key[:2] / key / f"{i:03d}.png"
 
 
-def _cached(key: str | None) -> Image.Image | None:
-    if key is None or not _path(key).is_file():
+def _cached(key: str | None, n: int) -> list[Image.Image] | None:
+    if key is None or not _path(key, n - 1).is_file():
         return None
-    try:
-        with Image.open(_path(key)) as image:
-            return image.convert("RGB")
-    except OSError:
-        return None  # damaged: draw it again
+    images = []
+    for i in range(n):
+        try:
+            with Image.open(_path(key, i)) as image:
+                images.append(image.convert("RGB"))
+        except OSError:
+            return None  # missing or damaged: draw the batch again
+    return images
 
 
-def _store(key: str | None, image: Image.Image) -> None:
+def _store(key: str | None, images: Sequence[Image.Image]) -> None:
     if key is None:
         return
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    try:
-        atomic_write(_path(key), buffer.getvalue())
-    except OutputError:
-        return  # a cache that cannot be written costs time, nothing else
+    for i, image in enumerate(images):
+        buffer = io.BytesIO()
+        image.save(buffer, format="PNG")
+        try:
+            atomic_write(_path(key, i), buffer.getvalue())
+        except OutputError:
+            return  # a cache that cannot be written costs time, nothing else
