@@ -1,0 +1,283 @@
+"""The operator of a closed form as a file of its own, with gates that tell whether a concept is in a prompt.
+
+A gated pipeline applies the operator to the prompt embeddings only where a concept is present. A gate knows the concept
+by its token ids, and by a probe on the text encoder's hidden states where no text is at hand: the linear discriminant
+between prompts with the concept and prompts without it.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from concept_erase import __version__
+from concept_erase.concepts import Concept, fill
+from concept_erase.errors import AdapterFileError, InputError
+from concept_erase.formats import read_safetensors, write_safetensors
+from concept_erase.lowrank import LowRank, check_finite
+from concept_erase.model import Model
+from concept_erase.streams import read as read_prompt
+from concept_erase.surroundings import ALONE, slots, spread, surroundings
+
+NAME = "operator.safetensors"
+_CONTEXTS = 4  # per template; a direction needs few
+_OTHERS = 160  # prompts of other concepts, and as many of random words
+_WHOLE = 8  # how many of them are read to the last padding position
+_RIDGE = 1e-3  # of the mean variance
+_HITS = 0.95  # of the prompts with the concept that a probe must find to be kept; of the others none
+
+
+@dataclass(frozen=True, eq=False)
+class Gate:
+    """How a concept is recognised in a prompt.
+
+    Attributes:
+        words: Token ids that mean the concept, in one piece; the tokenizer has taken case and spacing away.
+        direction, threshold: The probe: where a hidden state x (d) has `x @ direction > threshold`, the concept is
+            there. None where no probe tells the concept from its neighbours.
+        hits, alarms: (found, of how many) of held-out prompts with and without the concept, by the probe.
+    """
+
+    words: tuple[tuple[int, ...], ...]
+    direction: Tensor | None
+    threshold: float
+    hits: tuple[int, int]
+    alarms: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """What `operator.safetensors` holds.
+
+    Attributes:
+        change: The operator D = up @ down on the text stream, (d, d): an embedding x becomes x + D x.
+        concepts, gates: What it erases, and how each is recognised.
+        base: "name", "revision" and "hash" of the base model.
+        family: Row of the families table.
+        version: Of the package that wrote it.
+    """
+
+    change: LowRank
+    concepts: tuple[Concept, ...]
+    gates: tuple[Gate, ...]
+    base: dict[str, str | None]
+    family: str
+    version: str
+
+
+def write(path: Path, model: Model, concepts: Sequence[Concept], operator: LowRank) -> Operator:
+    """Write an operator with its gates; the same operator gives the same bytes.
+
+    Args:
+        operator: D (d, d) on the text stream, as `Edit.operator` holds it.
+    Raises:
+        NumericalError: it is not finite.
+        OutputError: the file cannot be written; none is left then.
+    """
+    change = operator.balanced().to(torch.float32)
+    check_finite({"the text stream": change})
+    gates = tuple(gate(model, concept) for concept in concepts)
+    base = {"name": model.name, "revision": model.revision, "hash": model.fingerprint}
+    written = Operator(change, tuple(concepts), gates, base, model.family.name, __version__)
+    none = torch.zeros(change.shape[1])
+    tensors = {
+        "up": change.up.contiguous(),
+        "down": change.down.contiguous(),
+        "directions": torch.stack([none if g.direction is None else g.direction for g in gates]),
+        "thresholds": torch.tensor([g.threshold for g in gates], dtype=torch.float32),
+    }
+    ours = {
+        "form": "operator",
+        "concepts": [_described(c, g) for c, g in zip(concepts, gates, strict=True)],
+        "base": base,
+        "family": model.family.name,
+        "version": __version__,
+    }
+    write_safetensors(path, tensors, {"concept_erase": json.dumps(ours, ensure_ascii=False, sort_keys=True)})
+    return written
+
+
+def _described(concept: Concept, gate: Gate) -> dict[str, Any]:
+    return {
+        "target": concept.target,
+        "kind": concept.kind.value,
+        "anchor": concept.anchor,
+        "preserve": list(concept.preserve),
+        "words": [list(ids) for ids in gate.words],
+        "probe": gate.direction is not None,
+        "hits": list(gate.hits),
+        "alarms": list(gate.alarms),
+    }
+
+
+def read(path: Path | str) -> Operator:
+    """Read an operator file; a folder means the one in it.
+
+    Raises:
+        AdapterFileError: truncated, not safetensors, NaN or Inf, or no operator of this tool.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / NAME
+    tensors, metadata = read_safetensors(path)
+    try:
+        ours = json.loads(metadata["concept_erase"])
+        if ours["form"] != "operator":
+            raise KeyError("form")
+        change = LowRank(tensors["up"], tensors["down"])
+        directions, thresholds, listed = tensors["directions"], tensors["thresholds"], ours["concepts"]
+        if change.shape != (directions.shape[1],) * 2 or not len(listed) == len(directions) == len(thresholds):
+            raise ValueError(f"{change.shape}, {tuple(directions.shape)} and {len(listed)} concepts do not fit")
+        concepts = tuple(Concept(c["target"], c["kind"], c["anchor"], tuple(c["preserve"])) for c in listed)
+        gates = tuple(
+            Gate(
+                tuple(tuple(int(i) for i in ids) for ids in c["words"]),
+                direction if c["probe"] else None,
+                threshold.item(),
+                (int(c["hits"][0]), int(c["hits"][1])),
+                (int(c["alarms"][0]), int(c["alarms"][1])),
+            )
+            for c, direction, threshold in zip(listed, directions, thresholds, strict=True)
+        )
+        return Operator(change, concepts, gates, dict(ours["base"]), str(ours["family"]), str(ours["version"]))
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise AdapterFileError(f"{path} is no operator file of this tool ({error}); pass {NAME}.") from error
+
+
+# -- gates ---------------------------------------------------------------------------------------------------------
+
+
+def gate(model: Model, concept: Concept) -> Gate:
+    """How the concept is recognised on this base.
+
+    The probe is fitted on the kind's templates with a few contexts, and checked on other contexts: it is kept only if
+    it finds the concept there and takes no other prompt for it. A name whose words mean something else when they stand
+    alone ("crying face") is told apart from them; where the text encoder itself cannot ("pixel" for "pixel art"), the
+    words count as the concept.
+    """
+    words = _words(model, concept)
+    fitted = _with(model, concept, part=0)
+    held_out, others = _with(model, concept, part=1), _others(model, concept, 1)
+    theirs = [rows for ids, rows in others if not _holds(ids, words)]
+    best: Gate | None = None
+    for alone in (True, False):
+        negatives = [rows for ids, rows in _without(model, concept, words, alone)]
+        direction, threshold = discriminant(fitted, negatives)
+        hits = sum(_found(rows, direction, threshold) for rows in held_out)
+        alarms = sum(_found(rows, direction, threshold) for rows in theirs)
+        usable = hits >= _HITS * len(held_out) and alarms == 0
+        found = Gate(
+            words, direction if usable else None, threshold, (hits, len(held_out)), (alarms, len(theirs))
+        )
+        if usable:
+            return found
+        best = best or found
+    assert best is not None
+    return best
+
+
+def discriminant(positives: Sequence[Tensor], negatives: Sequence[Tensor]) -> tuple[Tensor, float]:
+    """Linear discriminant in closed form: `w = (S + r I)^-1 (m1 - m0)`, S the covariance of the negatives.
+
+    Args:
+        positives: For each prompt with the concept, hidden states (n, d) at positions that carry it.
+        negatives: For each prompt without it, states at all positions but the first.
+    Returns:
+        w (d,) float32, and a threshold half-way between the largest value on the negatives and the least prompt's
+        largest on the positives.
+    """
+    X0 = torch.cat(list(negatives)).double()
+    X1 = torch.cat(list(positives)).double()
+    m0 = X0.mean(0)
+    S = (X0 - m0).T @ (X0 - m0) / len(X0)
+    S.diagonal().add_(_RIDGE * S.trace() / len(S))
+    w = torch.linalg.solve(S, X1.mean(0) - m0)
+    w = (w / w.norm()).float()
+    low = max(float((rows.float() @ w).max()) for rows in negatives)
+    high = min(float((rows.float() @ w).max()) for rows in positives)
+    return w, (low + high) / 2
+
+
+def _found(rows: Tensor, direction: Tensor, threshold: float) -> bool:
+    return bool((rows @ direction).max() > threshold)
+
+
+def _words(model: Model, concept: Concept) -> tuple[tuple[int, ...], ...]:
+    """Token ids of the name, also without the punctuation around it, which merges with what follows."""
+    bare = concept.target.strip("".join(c for c in set(concept.target) if not c.isalnum()))
+    found = dict.fromkeys(tuple(model.token_ids(name)[1:-1]) for name in (concept.target, bare) if name)
+    return tuple(ids for ids in found if ids)
+
+
+def _holds(ids: Sequence[int], words: Sequence[Sequence[int]]) -> bool:
+    return any(tuple(ids[i : i + len(w)]) == tuple(w) for w in words for i in range(len(ids) - len(w) + 1))
+
+
+Read = tuple[tuple[int, ...], Tensor]  # token ids, and hidden states (n, d) at the positions that are looked at
+
+
+def _encoded(model: Model, rows: Sequence[Sequence[int]], whole: int = 0) -> list[Read]:
+    """Each distinct prompt with its states after BOS, to EOS; of the first `whole` to the last padding position."""
+    distinct = list(dict.fromkeys(tuple(ids) for ids in rows if len(ids) <= model.length))
+    upto = [model.length if i < whole else len(ids) for i, ids in enumerate(distinct)]
+    return [(ids, s[1:]) for ids, s in zip(distinct, model.encode(distinct, upto), strict=True)]
+
+
+def _with(model: Model, concept: Concept, part: int) -> list[Tensor]:
+    """States of prompts with the concept, from its last token to EOS."""
+    places = [("{target}", ""), *slots(model, concept, _CONTEXTS, part)]
+    prompts = list({p.ids: p for p in (read_prompt(model, t, concept.target, c) for t, c in places)}.values())
+    states = model.encode([p.ids for p in prompts], [p.end + 1 for p in prompts])
+    return [s[p.last :] for p, s in zip(prompts, states, strict=True)]
+
+
+def _others(model: Model, concept: Concept, part: int) -> list[Read]:
+    """Prompts of the whole domain of a kind, the same for all concepts of the kind: computed once for a model."""
+
+    def make() -> list[Read]:
+        anybody = Concept("nobody", concept.kind)  # whoever is in the domain is listed, the concept itself included
+        around = surroundings(model, anybody)
+        rng = random.Random(part)
+        places = [(t, n, c) for n in around.neighbours for t, c in slots(model, anybody, 24, part)]
+        lines = [fill(*_ordered(place)) for place in rng.sample(places, min(_OTHERS, len(places)))]
+        lines += [f"a {name}" for name in around.neighbours]
+        lines += [fill(t, c) for c in spread(around.contexts, 24) for t in ALONE]
+        known = sorted(w.removesuffix("</w>") for w in model.tokenizer.get_vocab() if w.endswith("</w>"))
+        known = [w for w in known if w.isascii() and w.isalpha() and len(w) > 2]
+        lines += [" ".join(rng.sample(known, rng.randint(1, 6))) for _ in range(_OTHERS)]
+        ids = [model.tokenizer(line, truncation=False).input_ids for line in lines]
+        return _encoded(model, [model.token_ids(""), *ids], whole=_WHOLE)
+
+    return model.remembered((Gate, concept.kind, part), make)
+
+
+def _ordered(place: tuple[str, str, str]) -> tuple[str, str, str]:
+    return place
+
+
+def _without(
+    model: Model, concept: Concept, words: Sequence[Sequence[int]], alone: bool
+) -> Iterator[Read]:
+    """Prompts without the concept: of its domain, of what the user preserves, of its own words when they stand alone.
+
+    Args:
+        alone: With prompts that hold some of its words but not the name.
+    """
+    own = {i for ids in words for i in ids}
+    rows = [*(f"a {name}" for name in concept.preserve), *(f"{name} art" for name in concept.preserve)]
+    pieces = concept.target.split()
+    if alone and len(pieces) > 1:
+        rows += [line for piece in pieces for line in (piece, f"a {piece}")]
+        rows += [" ".join(pair) for pair in pairwise(pieces) if len(pieces) > 2]
+    mine = _encoded(model, [model.tokenizer(line, truncation=False).input_ids for line in rows])
+    for ids, states in (*_others(model, concept, 0), *mine):
+        if not _holds(ids, words) and (alone or not own & set(ids)):
+            yield ids, states
