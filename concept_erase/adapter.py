@@ -75,13 +75,17 @@ class Adapter:
         """The one rank of all layers in a file: the largest."""
         return max(change.rank for change in self.changes.values())
 
-    def save(self, folder: Path | str, *, dtype: torch.dtype = torch.float32) -> tuple[Path, Path]:
-        """Write both files; each appears whole or not at all.
+    def save(
+        self, folder: Path | str, *, dtype: torch.dtype = torch.float32, peft: bool = True, dated: bool = True
+    ) -> tuple[Path, ...]:
+        """Write the files; each appears whole or not at all.
 
         Args:
             dtype: float32, or float16 for half the size; bfloat16 is refused (its 8 bits lose 5% of an edit).
+            peft: Write the PEFT form as well.
+            dated: Record the time; without it the same edit gives the same bytes.
         Returns:
-            The kohya-form file for interfaces and diffusers, and the PEFT-form file for diffusers.
+            The kohya-form file for interfaces and diffusers, and with `peft` the PEFT-form file for diffusers.
         Raises:
             NumericalError: a change is not finite, also after rounding to float16 (float32 is then tried once).
         """
@@ -96,11 +100,16 @@ class Adapter:
         ):
             rounded = {path: change.to(torch.float32) for path, change in modules.items()}
         check_finite(rounded)
-        kohya, peft = folder / f"{self.slug}.safetensors", folder / PEFT_NAME
+        kohya, other = folder / f"{self.slug}.safetensors", folder / PEFT_NAME
         metadata = self._metadata(kohya.stem, rounded)
+        if dated:
+            moment = int(os.environ.get("SOURCE_DATE_EPOCH", 0)) or datetime.now(UTC).timestamp()
+            metadata["modelspec.date"] = datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         write_safetensors(kohya, kohya_tensors(rounded, self.family), metadata)
-        write_safetensors(peft, peft_tensors(rounded), metadata)
-        return kohya, peft
+        if not peft:
+            return (kohya,)
+        write_safetensors(other, peft_tensors(rounded), metadata)
+        return kohya, other
 
     def _modules(self) -> dict[str, LowRank]:
         """Changes as files want them: factors of equal size, one rank, whole attention blocks in the text encoder."""
@@ -117,9 +126,6 @@ class Adapter:
         return dict(sorted(modules.items()))
 
     def _metadata(self, name: str, stored: dict[str, LowRank]) -> dict[str, str]:
-        moment = datetime.fromtimestamp(
-            int(os.environ.get("SOURCE_DATE_EPOCH", 0)) or datetime.now(UTC).timestamp(), UTC
-        )
         ours = {
             "concepts": [
                 {"target": c.target, "kind": c.kind.value, "anchor": c.anchor, "preserve": list(c.preserve)}
@@ -138,7 +144,6 @@ class Adapter:
             "modelspec.title": self.title,
             "modelspec.description": f"{self.title} from {self.base.get('name')} ({self.method}); load at strength 1.",
             "modelspec.author": "concept_erase",
-            "modelspec.date": moment.strftime("%Y-%m-%dT%H:%M:%SZ"),
             "modelspec.implementation": "https://github.com/huggingface/diffusers",
             "modelspec.resolution": "64x64" if self.base.get("name") == "embedded" else "512x512",
             "ss_base_model_version": self.family.base_version,

@@ -31,6 +31,9 @@ def text(
     rows = "\n".join(f"| {c.target} | {c.kind.value} | {c.anchor} |" for c in adapter.concepts)
     settings = ", ".join(f"{k}={v}" for k, v in adapter.settings.items())
     notes = "\n".join(f"- {note}" for note in remarks)
+    peft = ""
+    if "adapter_peft" in files:
+        peft = f"\n`{files['adapter_peft'].name}` is the same edit in the form that diffusers looks for."
     return f"""---
 {data.to_yaml()}
 ---
@@ -49,9 +52,9 @@ A low-rank edit of `{base}` (weights hash `{str(adapter.base.get("hash"))[:16]}`
 pipe.load_lora_weights("{{folder}}", weight_name="{files["adapter"].name}")
 ```
 
-`{files["adapter"].name}` is for interfaces (ComfyUI, A1111, Forge, InvokeAI, sdnext) and diffusers,
-`{files["adapter_peft"].name}` the same edit in the form that diffusers looks for. Strength 1 is the edit as it
-was scored. Loading another LoRA switches earlier ones off in diffusers: use `concept_erase.load_erasure`.
+`{files["adapter"].name}` is for interfaces (ComfyUI, A1111, Forge, InvokeAI, sdnext) and diffusers.{peft}
+Strength 1 is the edit as it was scored. Loading another LoRA switches earlier ones off in diffusers: use
+`concept_erase.load_erasure`.
 
 ## Scores
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from concept_erase.concepts import Concept, Kind, check_together, same
 from concept_erase.errors import BusyError, InputError, MissingModelError, OutputError
 from concept_erase.files import atomic_write
 from concept_erase.generate import Sampling, generate
-from concept_erase.lowrank import check_finite
-from concept_erase.methods import Method, Run, settings_of
+from concept_erase.lowrank import LowRank, check_finite
+from concept_erase.methods import Edit, Method, Run, settings_of
 from concept_erase.model import Model, Source, open_model
 from concept_erase.scores import Judges, Scores, Shot, plan, score
 from concept_erase.statistics import Estimate, rate
@@ -38,6 +38,7 @@ class Erasure:
         notes: Choices made and warnings, in words.
         measures: Closed-form quantities of the edit.
         files: What was written, by role; empty without `out`.
+        operator: Of a closed form, the operator on the text stream that the changes are folded from.
     """
 
     adapter: Adapter
@@ -46,6 +47,7 @@ class Erasure:
     notes: tuple[str, ...]
     measures: dict[str, float]
     files: dict[str, Path]
+    operator: LowRank | None = None
 
     def report(self) -> dict[str, Any]:
         """Everything that `report.json` holds."""
@@ -58,10 +60,12 @@ class Erasure:
             "concepts": concepts,
             "method": {"name": self.adapter.method, "settings": self.adapter.settings, "measures": self.measures},
             "base": self.adapter.base,
+            "rank": self.adapter.rank,
             "scores": self.scores.as_dict() if self.scores else None,
             "not_scored": self.unscored,
             "notes": list(self.notes),
             "files": {role: path.name for role, path in self.files.items()},
+            "bytes": {p.name: p.stat().st_size for role, p in self.files.items() if role not in ("report", "pictures")},
             "version": __version__,
         }
 
@@ -98,35 +102,99 @@ def erase(
         concepts = Concept(concepts)
     listed, notes = check_together([concepts] if isinstance(concepts, Concept) else list(concepts), strict=strict)
     eraser = methods.make(method) if isinstance(method, str) else method
-    with _locked(Path(out) if out is not None else None) as folder:
-        model = open_model(model)
-        judges, unscored = _judges(model, listed, scorer) if n > 0 else (None, "scoring was switched off")
-        own_rate = _own_rate(model, judges, sampling, progress) if judges else None
+    with locked(Path(out) if out is not None else None) as folder:
+        work = Work(open_model(model), eraser, listed, n, scorer, sampling, progress)
+        taken = [c.target for c in listed]
         anchored = []
         for concept in listed:
-            for name in (concept.target, *([concept.anchor] if concept.anchor else ()), *concept.preserve):
-                model.token_ids(name)  # refuses a name beyond the text encoder's limit before any work is done
-            look = partial(own_rate, concept) if own_rate else None
-            chosen, reason = anchors.choose(model, concept, [c.target for c in listed], look)
+            chosen, reason = work.anchored(concept, taken)
             anchored.append(chosen)
             notes.append(reason)
         _refuse_anchor_chain(anchored)
-        for shot in plan(model, anchored, n) if judges else ():
-            model.token_ids(shot.prompt)  # a prompt of the scores that does not fit is refused before the work
+        work.check(anchored)
+        checkpoint = folder / f".training-{work.key(anchored)[:16]}.pt" if folder else None
+        edit = eraser.edit(work.model, anchored, Run(progress, checkpoint))
+        erasure = work.completed(anchored, edit, notes)
+        return write(erasure, folder, dtype=dtype) if folder else erasure
 
-        settings = settings_of(eraser)
-        base = {"name": model.name, "revision": model.revision, "hash": model.fingerprint}
-        # A checkpoint belongs to exactly this work: another concept, setting, base or version never picks it up.
-        work = repr((anchored, eraser.name, sorted(settings.items()), base["hash"], __version__))
-        checkpoint = folder / f".training-{hashlib.sha256(work.encode()).hexdigest()[:16]}.pt" if folder else None
-        edit = eraser.edit(model, anchored, Run(progress, checkpoint))
+
+class Work:
+    """What erasing takes beside the concept: the base, the method, and how it is scored."""
+
+    def __init__(
+        self,
+        model: Model,
+        method: Method,
+        concepts: Sequence[Concept],
+        n: int,
+        scorer: str | None = None,
+        sampling: Sampling = Sampling(),
+        progress: Progress | None = None,
+    ) -> None:
+        """
+        Args:
+            concepts: What will be judged.
+            n: Pictures of what is erased, and as many of what must stay; 0 does not score.
+        """
+        self.model, self.method, self.n, self.scorer = model, method, n, scorer
+        self.sampling, self.progress = sampling, progress
+        self.settings = settings_of(method)
+        self.base = {"name": model.name, "revision": model.revision, "hash": model.fingerprint}
+        self.judges, self.unscored = _judges(model, concepts, scorer) if n > 0 else (None, "scoring was switched off")
+
+    def key(self, concepts: Sequence[Concept]) -> str:
+        """SHA-256 of all that an edit depends on: another concept, setting, base or version has another one."""
+        work = repr((concepts, self.method.name, sorted(self.settings.items()), self.base["hash"], __version__))
+        return hashlib.sha256(work.encode()).hexdigest()
+
+    def anchored(self, concept: Concept, taken: Sequence[str]) -> tuple[Concept, str]:
+        """The concept with its anchor, and the reason in words.
+
+        Args:
+            taken: Targets that are erased as well; no anchor contains one of them.
+        Raises:
+            InputError: a name is beyond the text encoder's limit, or no anchor is left.
+        """
+        for name in (concept.target, *([concept.anchor] if concept.anchor else ()), *concept.preserve):
+            self.model.token_ids(name)
+        contexts = min(anchors.TRIAL.contexts, getattr(self.method, "contexts", anchors.TRIAL.contexts))
+        look = partial(self._own_rate, concept) if self.judges else None
+        return anchors.choose(self.model, concept, taken, look, contexts=contexts)
+
+    def check(self, concepts: Sequence[Concept]) -> None:
+        """Refuse, before the work, a prompt of the scores that does not fit the text encoder."""
+        for shot in plan(self.model, concepts, self.n) if self.judges else ():
+            self.model.token_ids(shot.prompt)
+
+    def completed(
+        self, concepts: Sequence[Concept], edit: Edit, notes: Sequence[str], method: str | None = None
+    ) -> Erasure:
+        """The erasure of an edit, scored.
+
+        Args:
+            method: What the adapter says it was made with; this one's name when None.
+        """
         check_finite(edit.changes)
-        adapter = Adapter(edit.changes, model.family, tuple(anchored), eraser.name, settings, base)
+        adapter = Adapter(
+            edit.changes, self.model.family, tuple(concepts), method or self.method.name, self.settings, self.base
+        )
         scores = None
-        if judges:
-            scores = score(model, adapter, n=n, scorer=scorer, sampling=sampling, progress=progress)
-        erasure = Erasure(adapter, scores, unscored, (*notes, *edit.notes), edit.measures, {})
-        return _written(erasure, folder, dtype) if folder else erasure
+        if self.judges:
+            scores = score(
+                self.model, adapter, n=self.n, scorer=self.scorer, sampling=self.sampling, progress=self.progress
+            )
+        return Erasure(adapter, scores, self.unscored, (*notes, *edit.notes), edit.measures, {}, edit.operator)
+
+    def _own_rate(self, concept: Concept, name: str, prompts: Sequence[str]) -> Estimate:
+        """Draws pictures of a candidate anchor and counts how many are taken for the concept."""
+        assert self.judges is not None, "without judges nothing is looked at"
+        seeds = list(range(len(prompts)))
+        images = generate(
+            self.model, prompts, seeds, sampling=self.sampling, progress=self.progress, what=f"pictures of {name!r}"
+        )
+        shots = [Shot(p, s, name, "", False, concept.kind is Kind.STYLE) for p, s in zip(prompts, seeds, strict=True)]
+        taken = self.judges.look(shots, images).concepts
+        return rate(sum(same(t, concept.target) for t in taken), len(taken))
 
 
 def _judges(model: Model, concepts: Sequence[Concept], scorer: str | None) -> tuple[Judges | None, str | None]:
@@ -136,21 +204,6 @@ def _judges(model: Model, concepts: Sequence[Concept], scorer: str | None) -> tu
         return None, str(error)
     except ImportError as error:
         return None, f"the scorer's packages cannot be imported ({error}); install open-clip-torch with its torchvision"
-
-
-def _own_rate(
-    model: Model, judges: Judges, sampling: Sampling, progress: Progress | None
-) -> Callable[[Concept, str, Sequence[str]], Estimate]:
-    """Draws pictures of a candidate anchor and counts how many are taken for the concept."""
-
-    def measure(concept: Concept, name: str, prompts: Sequence[str]) -> Estimate:
-        seeds = list(range(len(prompts)))
-        images = generate(model, prompts, seeds, sampling=sampling, progress=progress, what=f"pictures of {name!r}")
-        shots = [Shot(p, s, name, "", False, concept.kind is Kind.STYLE) for p, s in zip(prompts, seeds, strict=True)]
-        taken = judges.look(shots, images).concepts
-        return rate(sum(same(t, concept.target) for t in taken), len(taken))
-
-    return measure
 
 
 def _refuse_anchor_chain(concepts: Sequence[Concept]) -> None:
@@ -164,8 +217,13 @@ def _refuse_anchor_chain(concepts: Sequence[Concept]) -> None:
 
 
 @contextmanager
-def _locked(folder: Path | None) -> Iterator[Path | None]:
-    """The output folder, held by this process alone."""
+def locked(folder: Path | None) -> Iterator[Path | None]:
+    """The output folder, held by this process alone.
+
+    Raises:
+        BusyError: another process holds it.
+        OutputError: it cannot be written.
+    """
     if folder is None:
         yield None
         return
@@ -182,23 +240,41 @@ def _locked(folder: Path | None) -> Iterator[Path | None]:
     try:
         yield folder
     finally:
-        lock.release()
+        # While the lock is held: whoever waits sees that this file has no name any more, and opens a new one.
         (folder / ".lock").unlink(missing_ok=True)
+        lock.release()
 
 
-def _written(erasure: Erasure, folder: Path, dtype: torch.dtype) -> Erasure:
-    """Everything in the folder, the report last: where it is, all is."""
+def write(
+    erasure: Erasure,
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    whole: bool = True,
+    dated: bool = True,
+    key: str | None = None,
+) -> Erasure:
+    """Everything in the folder, the report last: where it is, all is.
+
+    Args:
+        whole: With the PEFT form and single pictures; a batch leaves them out.
+        dated: With the time of writing in the adapter; without it the same edit gives the same bytes.
+        key: Recorded in the report, for whoever asks whether the folder holds what it should.
+    """
     from concept_erase import card, picture
 
-    kohya, peft = erasure.adapter.save(folder, dtype=dtype)
-    files = {"adapter": kohya, "adapter_peft": peft}
+    saved = erasure.adapter.save(folder, dtype=dtype, peft=whole, dated=dated)
+    files = dict(zip(("adapter", "adapter_peft"), saved, strict=False))
     if erasure.scores:
+        shots, (before, after) = erasure.scores.shots, erasure.scores.images
         files["picture"] = folder / "before_after.png"
-        scores = erasure.scores
-        picture.save(picture.before_after(scores.shots, *scores.images, erasure.adapter.title), files["picture"])
+        picture.save(picture.before_after(shots, before, after, erasure.adapter.title), files["picture"])
+        if whole:
+            files["pictures"] = picture.save_pairs(shots, before, after, folder / "pictures")
     files["card"] = folder / "README.md"
     files["report"] = folder / "report.json"
-    done = Erasure(erasure.adapter, erasure.scores, erasure.unscored, erasure.notes, erasure.measures, files)
+    done = replace(erasure, files=files)
     atomic_write(files["card"], card.text(done.adapter, files, done.scores, done.unscored, done.notes))
-    atomic_write(files["report"], json.dumps(done.report(), indent=2, ensure_ascii=False) + "\n")
+    report = {**done.report(), **({"key": key} if key else {})}
+    atomic_write(files["report"], json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     return done

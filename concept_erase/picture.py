@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -49,6 +51,34 @@ def save(image: Image.Image, path: Path) -> None:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
     atomic_write(path, buffer.getvalue())
+
+
+def save_pairs(
+    shots: Sequence[Shot], before: Sequence[Image.Image], after: Sequence[Image.Image], folder: Path, n: int = 8
+) -> Path:
+    """Single pictures of both sides: n of erased concepts and n of kept ones, distinct contexts first.
+
+    Returns:
+        `pictures.json` in the folder, written last: prompt, seed, concept, context and files of each pair.
+    """
+    members = [i for _, _, row in _rows(shots, columns=n, kept=n, erased=n) for i in row]
+    chosen = []
+    for erased in (True, False):
+        names: dict[str, list[int]] = {}
+        for i in members:
+            if shots[i].erased is erased:
+                names.setdefault(shots[i].concept, []).append(i)
+        turns = [row[k] for k in range(n) for row in names.values() if k < len(row)]  # every concept has its turn
+        chosen += turns[:n]
+    listed = []
+    for number, i in enumerate(chosen):
+        names_of = {side: f"{number:02d}-{side}.png" for side in ("before", "after")}
+        for (_, name), images in zip(names_of.items(), (before, after), strict=True):
+            save(images[i], folder / name)
+        listed.append({**asdict(shots[i]), **names_of})
+    path = folder / "pictures.json"
+    atomic_write(path, json.dumps(listed, indent=2, ensure_ascii=False) + "\n")
+    return path
 
 
 def _rows(shots: Sequence[Shot], columns: int = 8, kept: int = 4, erased: int = 3) -> list[tuple[str, bool, list[int]]]:

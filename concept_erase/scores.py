@@ -67,6 +67,7 @@ class Scores:
         before, after: "UA", "IRA", "CRA", "H" in per cent by the judge; "clip_accuracy_erased", "clip_accuracy_kept",
             "clip_score_erased", "clip_score_kept" by the scorer.
         change: Paired after-minus-before differences of the CLIP scores; "lpips_erased", "lpips_kept" of the pictures.
+        by_concept: Concept -> "before" and "after": how often pictures of it are recognised, erased and kept alike.
         controls: "null": how often pictures of other concepts are taken for the target on the unedited base;
             "positive": how often the base's pictures of the target are; "kappa": agreement of the two judges.
         shots, images: What was drawn, for pictures and reports.
@@ -76,6 +77,7 @@ class Scores:
     after: dict[str, Estimate]
     change: dict[str, Estimate]
     controls: dict[str, Estimate | float]
+    by_concept: dict[str, dict[str, Estimate]]
     judge: str
     scorer: str
     shots: list[Shot] = field(repr=False, default_factory=list)
@@ -87,21 +89,29 @@ class Scores:
         by_time = {t: {name: e.as_dict() for name, e in scores.items()} for t, scores in times.items()}
         by_score = {name: {t: by_time[t][name] for t in times} for name in ("UA", "IRA", "CRA", "H")}
         controls = {k: v.as_dict() if isinstance(v, Estimate) else round(v, 4) for k, v in self.controls.items()}
-        rest = {"change": {k: v.as_dict() for k, v in self.change.items()}, "controls": controls}
+        rest = {
+            "change": {k: v.as_dict() for k, v in self.change.items()},
+            "controls": controls,
+            "by_concept": {c: {t: e.as_dict() for t, e in of.items()} for c, of in self.by_concept.items()},
+        }
         return {**by_time, **by_score, **rest, "judge": self.judge, "scorer": self.scorer}
 
 
 def plan(model: Model, concepts: Sequence[Concept], n: int) -> list[Shot]:
     """At least n shots of the erased concepts and n of what must stay, on templates that no edit ever sees.
 
-    All pairs of template and context come once before any comes twice, with another seed.
+    All pairs of template and context come once before any comes twice, with another seed. Of more than n concepts a
+    sample of n is drawn, the same each time.
     """
     if n < 1:
         raise InputError(f"the number of pictures must be positive, got {n}.")
+    everything = {c.target.casefold() for c in concepts}
+    if len(concepts) > n:
+        concepts = random.Random(0).sample(list(concepts), n)
     shots: list[Shot] = []
     for index, concept in enumerate(concepts):
         around = surroundings(model, concept)
-        neighbours = [p for p in around.neighbours if not any(same(p, c.target) for c in concepts)]
+        neighbours = [p for p in around.neighbours if p.casefold() not in everything]
         share = -(-n // len(concepts))
         for names, erased in (([concept.target], True), (neighbours, False)):
             slots = _slots(concept, names, around.contexts)
@@ -240,7 +250,19 @@ def compare(judges: Judges, shots: Sequence[Shot], before: list[Image.Image], af
         "positive": rate(sum(same(looks[0].concepts[i], shots[i].concept) for i in erased), len(erased)),
         "kappa": kappa([c for k in looks for c in k.concepts], [c for k in looks for c in k.clip_concepts]),
     }
-    return Scores(sides[0], sides[1], change, controls, judges.name, judges.scorer_name, list(shots), (before, after))
+    return Scores(
+        sides[0], sides[1], change, controls, _by_concept(looks, shots), judges.name, judges.scorer_name,
+        list(shots), (before, after),
+    )  # fmt: skip
+
+
+def _by_concept(looks: Sequence[Verdicts], shots: Sequence[Shot]) -> dict[str, dict[str, Estimate]]:
+    found = {}
+    for name in dict.fromkeys(s.concept for s in shots):
+        members = [i for i, s in enumerate(shots) if s.concept == name]
+        right = [sum(same(look.concepts[i], name) for i in members) for look in looks]
+        found[name] = {time: rate(k, len(members)) for time, k in zip(("before", "after"), right, strict=True)}
+    return found
 
 
 def _contexts_kept(look: Verdicts, shots: Sequence[Shot], members: Sequence[int]) -> Estimate:

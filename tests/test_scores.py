@@ -140,7 +140,16 @@ def test_no_prompt_of_the_plan_is_one_that_an_edit_sees(model, kind):
     assert all(shot.style == (kind is Kind.STYLE) for shot in shots)
 
 
-@pytest.mark.parametrize("n", [1, 7, 100, 1000])
+def test_of_more_concepts_than_pictures_a_sample_is_drawn(model):
+    concepts = [Concept(name) for name in ("twemoji", "fluent", "blob", "Claude Monet", "Rembrandt")]
+    shots = plan(model, concepts, 2)
+    assert sum(shot.erased for shot in shots) == len({shot.concept for shot in shots if shot.erased}) == 2
+    assert shots == plan(model, concepts, 2)
+    kept = {shot.concept for shot in plan(model, concepts, 3) + shots if not shot.erased}
+    assert not kept & {c.target for c in concepts}, "what is erased is never counted as kept, drawn or not"
+
+
+@pytest.mark.parametrize("n", [3, 7, 100, 1000])
 @pytest.mark.parametrize("members", [1, 3])
 def test_a_plan_has_at_least_n_shots_of_each_group_and_the_same_each_time(model, n, members):
     concepts = [Concept(name) for name in ("twemoji", "fluent", "blob")[:members]]
