@@ -1,66 +1,36 @@
-"""The command line. Heavy imports happen inside the commands, so that help and errors come at once."""
+"""The commands for one erasure: erase, generate, score, info, methods."""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from concept_erase import __version__
+from concept_erase.cli.common import (
+    GuidanceOption,
+    ModelOption,
+    ProgressMode,
+    ProgressOption,
+    ScorerOption,
+    SettingOption,
+    StepsOption,
+    console,
+    event,
+    say,
+    settings_from,
+)
+from concept_erase.cli.common import progress as telling
 from concept_erase.concepts import Concept, Kind
-from concept_erase.errors import ConceptEraseError, InputError
 
 if TYPE_CHECKING:
     from concept_erase.scores import Scores
 
-app = typer.Typer(
-    name="concept-erase",
-    help="Make text-to-image generators forget a concept: a style, an object, a person, violent content.",
-    epilog="Exit codes: 0 done, 2 bad input, 74 cannot write, 75 folder in use, 130 interrupted.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
-console = Console()
-errors = Console(stderr=True)
 
-ModelOption = Annotated[
-    str | None, typer.Option("--model", "-m", help="Folder or hub name of a base; the embedded generator if not given.")
-]
-ScorerOption = Annotated[
-    str | None, typer.Option(help="open_clip model to score with: NAME:TAG, NAME:FILE or a local folder.")
-]
-StepsOption = Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps of every picture.")]
-GuidanceOption = Annotated[
-    float | None, typer.Option(help="Classifier-free guidance; the base's usual one if not given.")
-]
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        console.print(f"concept-erase {__version__}", highlight=False)
-        raise typer.Exit
-
-
-@app.callback()
-def main(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
-    ] = False,
-) -> None:
-    pass
-
-
-@app.command()
 def erase(
     targets: Annotated[
         list[str], typer.Argument(metavar="TARGET...", help="What to forget; several are solved jointly.")
@@ -71,9 +41,7 @@ def erase(
     anchor: Annotated[str | None, typer.Option(help="What it becomes; chosen, and said which, if not given.")] = None,
     preserve: Annotated[list[str] | None, typer.Option(help="A concept that must stay; may be repeated.")] = None,
     method: Annotated[str, typer.Option(help="How to erase; see 'concept-erase methods'.")] = "uce",
-    setting: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of the method; may be repeated.")
-    ] = None,
+    setting: SettingOption = None,
     model: ModelOption = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for the result; erased/NAME if not given.")
@@ -91,15 +59,16 @@ def erase(
     report: Annotated[
         Path | None, typer.Option("--json", help="Write the report to this file as well; - prints it alone.")
     ] = None,
+    bar: ProgressOption = ProgressMode.AUTO,
 ) -> None:
     """Erase TARGET from a generator; leaves adapter files, scores and a before/after picture in a folder."""
     concepts = [Concept(target, kind, anchor, tuple(preserve or ())) for target in targets]
-    settings = _settings(setting)
+    settings = settings_from(setting)
     from concept_erase import methods
 
     methods.require(method)
     to_stdout = report is not None and str(report) == "-"
-    with _progress(quiet=to_stdout) as progress:
+    with telling(quiet=to_stdout) as progress:
         import torch
 
         from concept_erase.adapter import slug
@@ -120,6 +89,7 @@ def erase(
             strict=strict,
             progress=progress,
         )
+    event(event="done", folder=str(folder))
     text = json.dumps(erasure.report(), indent=2, ensure_ascii=False)
     if to_stdout:
         print(text)
@@ -127,18 +97,17 @@ def erase(
     if report:
         atomic_write(report, text + "\n")
     for note in erasure.notes:
-        _say(note)
+        say(note)
     if erasure.scores:
         _print_scores(erasure.scores)
     else:
-        _say(f"not scored: {erasure.unscored}")
+        say(f"not scored: {erasure.unscored}")
     console.print()
     for role, path in erasure.files.items():
         size = path.stat().st_size
         console.print(f"  {role:<13} {path}  ({size / 1024:,.0f} KiB)", highlight=False, markup=False)
 
 
-@app.command()
 def generate(
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to draw; one picture each.")],
     adapter: Annotated[list[Path] | None, typer.Option(help="Erasure to attach; may be repeated.")] = None,
@@ -155,7 +124,7 @@ def generate(
     several = len(prompts) > 1
     if several and out.suffix:
         out = out.with_suffix("")
-    with _progress() as progress:
+    with telling() as progress:
         from concept_erase import picture
         from concept_erase.adapter import Adapter
         from concept_erase.attach import attached
@@ -173,10 +142,9 @@ def generate(
         for i, image in enumerate(images):
             path = out / f"{i:03d}.png" if several else out
             picture.save(image, path)
-            _say(f"{path}: {prompts[i]}")
+            say(f"{path}: {prompts[i]}")
 
 
-@app.command()
 def score(
     adapter: Annotated[Path, typer.Argument(help="Adapter file, or the folder of an erasure.")],
     model: ModelOption = None,
@@ -190,7 +158,7 @@ def score(
 ) -> None:
     """Score an adapter against its base: is the concept still recognised, and what else was lost?"""
     to_stdout = report is not None and str(report) == "-"
-    with _progress(quiet=to_stdout) as progress:
+    with telling(quiet=to_stdout) as progress:
         from concept_erase.adapter import Adapter
         from concept_erase.files import atomic_write
         from concept_erase.generate import Sampling
@@ -208,7 +176,6 @@ def score(
     _print_scores(scores)
 
 
-@app.command()
 def info(file: Annotated[Path, typer.Argument(help="Adapter file, or the folder of an erasure.")]) -> None:
     """Show what an adapter file erases, how it was made, and for which base."""
     from concept_erase.adapter import Adapter
@@ -227,7 +194,6 @@ def info(file: Annotated[Path, typer.Argument(help="Adapter file, or the folder 
     console.print(table)
 
 
-@app.command("methods")
 def list_methods() -> None:
     """List the erasure methods and their settings."""
     from concept_erase import methods
@@ -237,21 +203,6 @@ def list_methods() -> None:
         console.print(f"[bold]{name}[/]  {escape(method.summary)} ({escape(method.paper)})", highlight=False)
         for setting, _, default, meaning in method.settings:
             console.print(f"    {setting}={escape(default)}  [dim]{escape(meaning)}[/]", highlight=False)
-
-
-def _settings(pairs: list[str] | None) -> dict[str, Any]:
-    values = {}
-    for pair in pairs or ():
-        key, found, value = pair.partition("=")
-        if not found or not key:
-            raise InputError(f"--set got {pair!r}; write NAME=VALUE.")
-        values[key.strip()] = None if value.strip().lower() == "none" else value.strip()
-    return values
-
-
-def _say(text: str) -> None:
-    style = "yellow" if "warning" in text else None
-    console.print(f"  {escape(text)}", style=style, highlight=False)
 
 
 def _print_scores(scores: Scores) -> None:
@@ -281,40 +232,3 @@ def _print_scores(scores: Scores) -> None:
         )
     for line in lines:
         console.print(f"  {escape(line)}", style="dim", highlight=False)
-
-
-@contextmanager
-def _progress(quiet: bool = False) -> Iterator[Any]:
-    """A bar with the time left on a terminal, nothing where nobody watches."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors, transient=True, disable=quiet) as bar:
-        tasks: dict[str, Any] = {}
-
-        def update(done: int, total: int, what: str) -> None:
-            label = what.partition(",")[0]
-            if label not in tasks:
-                tasks[label] = bar.add_task(what, total=total)
-            bar.update(tasks[label], completed=done, total=total, description=what)
-
-        yield update
-
-
-def run() -> None:
-    """Entry point: errors on purpose end with one message and their exit code, never with a traceback."""
-    try:
-        app()
-    except ConceptEraseError as error:
-        errors.print(f"[red]error:[/] {escape(str(error))}", highlight=False)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        errors.print("interrupted; nothing half-written was left behind.")
-        sys.exit(130)
-    except OSError as error:
-        errors.print(f"[red]error:[/] {escape(str(error))}", highlight=False)
-        sys.exit(74)
-
-
-if __name__ == "__main__":
-    run()
