@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from concept_erase.adapter import Adapter as Adapter
     from concept_erase.attach import attached as attached
     from concept_erase.attach import load_erasure as load_erasure
+    from concept_erase.batch.runner import erase_list as erase_list
     from concept_erase.concepts import Concept as Concept
     from concept_erase.concepts import Kind as Kind
     from concept_erase.erasure import Erasure as Erasure
     from concept_erase.erasure import erase as erase
+    from concept_erase.lists import read_list as read_list
     from concept_erase.lowrank import LowRank as LowRank
     from concept_erase.model import Model as Model
     from concept_erase.model import open_model as open_model
@@ -35,8 +37,10 @@ _HOME = {
     "Scores": "scores",
     "attached": "attach",
     "erase": "erasure",
+    "erase_list": "batch.runner",
     "load_erasure": "attach",
     "open_model": "model",
+    "read_list": "lists",
     "score": "scores",
 }
 __all__ = sorted(_HOME)

@@ -1,0 +1,98 @@
+"""Who does the tasks: this process, several processes of this machine, or a Ray cluster."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, Protocol
+
+from concept_erase.batch.units import Setup, Task, perform
+from concept_erase.errors import ResourceError
+
+Result = dict[str, Any]
+TRIES = 3  # deaths of workers without a single task done between them
+
+
+class Engine(Protocol):
+    """Does tasks that do not depend on each other, in any order."""
+
+    def run(self, setup: Setup, tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
+        """Each task with its result, as they are done. An error of a task ends the run."""
+        ...
+
+    def close(self) -> None:
+        """Let all workers go, at once."""
+        ...
+
+
+class Here:
+    """One task after the other, in this process."""
+
+    def run(self, setup: Setup, tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
+        for task in tasks:
+            yield task, perform(setup, task)
+
+    def close(self) -> None:
+        pass
+
+
+class Processes:
+    """Worker processes on this machine; a task whose worker dies is given to another."""
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._context = multiprocessing.get_context("spawn")  # a forked torch may hang
+        self._stop = self._context.Event()
+        self._pool: ProcessPoolExecutor | None = None
+
+    def run(self, setup: Setup, tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
+        left, deaths = list(tasks), 0
+        while left:
+            pool = self._opened()
+            pending: dict[Future[Result], Task] = {pool.submit(perform, setup, task): task for task in left}
+            try:
+                while pending:
+                    done, _ = wait(pending, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        task = pending.pop(future)
+                        result = future.result()
+                        left.remove(task)
+                        deaths = 0
+                        yield task, result
+            except BrokenProcessPool as error:
+                self._pool = None
+                deaths += 1
+                if deaths == TRIES:
+                    raise ResourceError(
+                        f"a worker died {TRIES} times in a row before {left[0].title!r} was done, most likely for want "
+                        "of memory; use fewer --workers. What is done is kept."
+                    ) from error
+
+    def _opened(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(self._workers, self._context, _start, (self._stop,))
+        return self._pool
+
+    def close(self) -> None:
+        self._stop.set()
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _start(stop: Any) -> None:
+    """In a new worker: Ctrl-C is the parent's business, and when the parent ends, however it ends, so does this."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        while not stop.is_set() and parent is not None and parent.is_alive():
+            stop.wait(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,61 @@
+"""The index of a batch: `index.json` for programs, `index.html` for people, each made from what the units left.
+
+OUT/index.json, index.html            what was erased, with scores
+OUT/concepts/NAME-KEY/                one adapter with its report, card and picture
+OUT/joint/TAG-KEY/                    the same for each tag, and "all"
+OUT/interference.json, .png           how the adapters move each other's concepts
+OUT/log.txt                           when what was done
+OUT/.work/                            what the next run needs to find what is done
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from concept_erase import __version__, gallery
+from concept_erase.files import atomic_write
+
+if TYPE_CHECKING:
+    from concept_erase.batch.runner import Plan
+
+
+def build(
+    plan: Plan, outcomes: dict[str, dict[str, Any]], joints: dict[str, dict[str, Any]], matrix: dict[str, Any] | None
+) -> dict[str, Any]:
+    """What `index.json` holds: nothing that differs between two runs of the same list."""
+    entries = []
+    for unit in plan.units:
+        entry = unit.entry.model_dump(mode="json")
+        outcome = {k: v for k, v in outcomes[unit.key].items() if k != "key"}
+        entries.append({"row": unit.row, **entry, **_nothing(), **outcome})
+        if outcome["state"] == "failed":
+            entries[-1]["anchor"] = unit.entry.anchor
+    return {
+        "version": __version__,
+        "base": plan.base,
+        "job": plan.setup.job.model_dump(mode="json"),
+        "entries": entries,
+        "joint": [
+            {"tag": j.tag, "members": [u.entry.target for u in j.units if outcomes[u.key]["state"] == "done"], **found}
+            for j in plan.joints
+            if (found := joints.get(j.key))
+        ],
+        "problems": [vars(p) for p in plan.listing.problems],
+        "notices": list(plan.listing.notices),
+        "interference": {"file": "interference.json", "picture": "interference.png", "worst": matrix["worst"][:10]}
+        if matrix
+        else None,
+    }
+
+
+def write(index: dict[str, Any], out: Path) -> None:
+    """The page first: where `index.json` is, all is."""
+    atomic_write(out / "index.html", gallery.page(index))
+    atomic_write(out / "index.json", json.dumps(index, indent=1, ensure_ascii=False) + "\n")
+
+
+def _nothing() -> dict[str, Any]:
+    names = ("error", "folder", "adapter", "rank", "bytes", "picture", "scores", "not_scored")
+    return {**dict.fromkeys(names), "notes": []}
