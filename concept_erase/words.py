@@ -1,0 +1,147 @@
+"""Scores in sentences that a person understands; the gallery and the demo say the same. No torch here.
+
+An estimate is what `Estimate.as_dict` gives: {"value", "n", "low", "high", "k"}, per cent where it is a rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+Counted = Mapping[str, Any]
+
+# Whose pictures IRA is counted on, and what CRA looks for in them, by the kind that was erased.
+NEIGHBOURS = {
+    "style": "pictures in other styles",
+    "object": "pictures of other things",
+    "identity": "pictures of other people",
+    "violence": "pictures of harmless things",
+}
+CONTEXTS = {"style": "what they were asked to show", "": "all that they were asked to show"}
+_LOOK = "the look that was asked for"
+
+# Of the pictures that were recognised before, the share that still is: up to which, what to call it.
+VERDICTS = ((0.05, "gone"), (0.2, "mostly gone"), (0.7, "partly gone"), (1.0, "still there"))
+UNKNOWN = "hardly known before"
+KNOWN = 0.2  # share of pictures recognised before, under which there was little to erase
+
+
+def count(estimate: Counted) -> tuple[int, int]:
+    """How many of how many."""
+    n, k = int(estimate["n"]), estimate.get("k")
+    return (round(n * float(estimate["value"]) / 100) if k is None else int(k)), n
+
+
+def percent(value: float) -> str:
+    """A rate of 0 to 100 without decimals, but never rounded to the "none" or "all" that it is not."""
+    shown = f"{value:.0f}"
+    if (shown == "0" and value > 0) or (shown == "100" and value < 100):
+        shown = f"{min(max(value, 0.1), 99.9):.1f}"
+    return f"{shown}%"
+
+
+def recognised(ua: Counted, name: str, *, before: Counted | None = None) -> str:
+    """How many pictures are still recognised as `name`, with what that many pictures can exclude.
+
+    Args:
+        ua: UA after the erasure: the rate of pictures that are not recognised.
+        name: What was erased, or words for it.
+        before: UA before it.
+    """
+    k, n = count(ua)
+    text = f"{_of(n - k, n)} still recognised as {name}; {_bounds(n - k, n, 100 - ua['high'], 100 - ua['low'])}."
+    return text + (_before(count(before)[1] - count(before)[0], n) if before else "")
+
+
+def kept(ira: Counted, kind: str = "", *, before: Counted | None = None) -> str:
+    """How many pictures of neighbours, which must stay, are still recognised.
+
+    Args:
+        ira: IRA after the erasure.
+        kind: Of what was erased; "" where there are several.
+        before: IRA before it.
+    """
+    k, n = count(ira)
+    whose = NEIGHBOURS.get(kind, "pictures of what must stay")
+    text = f"{_of(k, n, whose)} still recognised; {_bounds(k, n, ira['low'], ira['high'])}."
+    return text + (_before(count(before)[0], n) if before else "")
+
+
+def shown(cra: Counted, kind: str = "", *, before: Counted | None = None) -> str:
+    """How many of these pictures still show the rest of what their prompts ask for: CRA, as `kept` takes IRA."""
+    k, n = count(cra)
+    verb = "shows" if 1 in (k, n) else "show"
+    pictures = "picture" if n == 1 else "pictures"
+    what = CONTEXTS.get(kind, _LOOK)
+    text = f"{k:,} of {n:,} of these {pictures} still {verb} {what}; {_bounds(k, n, cra['low'], cra['high'])}."
+    return text + (f" Before, {count(before)[0]:,} did." if before else "")
+
+
+def hurt_most(by_concept: Mapping[str, Mapping[str, Counted]], erased: Iterable[str] = ()) -> str:
+    """The concept that lost most among those that must stay, "" if none was counted.
+
+    Args:
+        by_concept: Concept -> "before" and "after": how often it is recognised in pictures of it.
+        erased: Names that do not count.
+    """
+    gone = {name.casefold() for name in erased}
+    rest = {name: sides for name, sides in by_concept.items() if name.casefold() not in gone}
+    if not rest:
+        return ""
+
+    def drop(name: str) -> float:
+        return float(rest[name]["before"]["value"]) - float(rest[name]["after"]["value"])
+
+    name = max(rest, key=drop)
+    if drop(name) <= 0:
+        whom = f"all {len(rest):,} neighbours are" if len(rest) > 1 else f"{name} is"
+        return f"Nothing else was hurt in these pictures: {whom} recognised as often as before."
+    (k, n), (was, _) = count(rest[name]["after"]), count(rest[name]["before"])
+    return f"Hurt most: {name}, recognised in {k:,} of {n:,} {'picture' if n == 1 else 'pictures'}; before, in {was:,}."
+
+
+def verdict(before: Counted | None, after: Counted) -> str:
+    """Two words for an erasure, from UA before and after: "gone" to "still there", or "hardly known before"."""
+    (k, n), (known, of) = count(after), (1, 1)
+    if before is not None:
+        known, of = count(before)[1] - count(before)[0], count(before)[1]
+    if known < KNOWN * of:
+        return UNKNOWN
+    left = (n - k) * of / (n * known)
+    return next((words for most, words in VERDICTS if left <= most), VERDICTS[-1][1])
+
+
+def moved(part: float) -> str:
+    """How far an adapter moves a concept, in parts of the way from a concept to its own anchor."""
+    return f"{percent(100 * part)} of the way to an anchor"
+
+
+def size(bytes_: int) -> str:
+    """A file's size: "9.9 MB"."""
+    value, unit = float(bytes_), "bytes"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 999.5:
+            break
+        value, unit = value / 1000, larger
+    if unit == "bytes":
+        return f"{bytes_:,} {'byte' if bytes_ == 1 else 'bytes'}"
+    return f"{value:.1f} {unit}" if value < 99.95 else f"{value:.0f} {unit}"
+
+
+def _of(k: int, n: int, whose: str = "pictures") -> str:
+    pictures = whose.replace("pictures", "picture", 1) if n == 1 else whose
+    return f"{k:,} of {n:,} {pictures} {'is' if 1 in (k, n) else 'are'}"
+
+
+def _bounds(k: int, n: int, low: float, high: float) -> str:
+    if k == 0:
+        return f"at most {percent(high)}"
+    if k == n:
+        return f"at least {percent(low)}"
+    if percent(low) == percent(high):
+        return f"about {percent(low)}"
+    return f"between {percent(low)} and {percent(high)}"
+
+
+def _before(k: int, n: int) -> str:
+    return f" Before, {'none' if k == 0 else 'all' if k == n > 1 else f'{k:,}'} {'was' if k == 1 else 'were'}."
