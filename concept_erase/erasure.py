@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from concept_erase import __version__, anchors, methods
+from concept_erase import __version__, anchors, methods, operators
 from concept_erase.adapter import Adapter
 from concept_erase.concepts import Concept, Kind, check_together, same
 from concept_erase.errors import BusyError, InputError, MissingModelError, OutputError
@@ -115,7 +115,7 @@ def erase(
         checkpoint = folder / f".training-{work.key(anchored)[:16]}.pt" if folder else None
         edit = eraser.edit(work.model, anchored, Run(progress, checkpoint))
         erasure = work.completed(anchored, edit, notes)
-        return write(erasure, folder, dtype=dtype) if folder else erasure
+        return write(erasure, folder, work.model, dtype=dtype) if folder else erasure
 
 
 class Work:
@@ -248,8 +248,10 @@ def locked(folder: Path | None) -> Iterator[Path | None]:
 def write(
     erasure: Erasure,
     folder: Path,
+    model: Model | None = None,
     *,
     dtype: torch.dtype = torch.float32,
+    probes: bool = True,
     whole: bool = True,
     dated: bool = True,
     key: str | None = None,
@@ -257,6 +259,8 @@ def write(
     """Everything in the folder, the report last: where it is, all is.
 
     Args:
+        model: The base; with it the operator of a closed form is written too.
+        probes: Fit the probes of the operator's gates, which takes encoding.
         whole: With the PEFT form and single pictures; a batch leaves them out.
         dated: With the time of writing in the adapter; without it the same edit gives the same bytes.
         key: Recorded in the report, for whoever asks whether the folder holds what it should.
@@ -265,6 +269,9 @@ def write(
 
     saved = erasure.adapter.save(folder, dtype=dtype, peft=whole, dated=dated)
     files = dict(zip(("adapter", "adapter_peft"), saved, strict=False))
+    if erasure.operator is not None and model is not None:
+        files["operator"] = folder / operators.NAME
+        operators.write(files["operator"], model, erasure.adapter.concepts, erasure.operator, probes=probes)
     if erasure.scores:
         shots, (before, after) = erasure.scores.shots, erasure.scores.images
         files["picture"] = folder / "before_after.png"

@@ -31,6 +31,7 @@ Source = Any  # str | Path | DiffusionPipeline | Model | None: the last two woul
 
 T = TypeVar("T")
 _CALLS = 24  # remembered calls of the text encoder; on SD 1 with 50 prompts each takes 12 MB
+_PROMPTS = 50_000  # remembered tokenizations; a list of concepts asks for the same neighbours and ends again and again
 _VARIANT = re.compile(r"\.(fp16|bf16|non_ema|ema)\b")
 
 
@@ -57,6 +58,7 @@ class Model:
         self._weights: dict[str, Tensor] = {}
         self._paths: dict[Site, list[str]] = {}
         self._memory: OrderedDict[Hashable, Any] = OrderedDict()
+        self._ids: OrderedDict[Hashable, Any] = OrderedDict()
         self._states: OrderedDict[Hashable, list[Tensor]] = OrderedDict()
 
     # -- layers ------------------------------------------------------------------------------------------------
@@ -202,12 +204,12 @@ class Model:
         Raises:
             InputError: it is longer than the text encoder's limit; nothing is ever cut in silence.
         """
-        ids = self.tokenizer(prompt, truncation=False).input_ids
+        ids = _recall(self._ids, prompt, lambda: tuple(self.tokenizer(prompt, truncation=False).input_ids), _PROMPTS)
         if len(ids) > self.length:
             raise InputError(
                 f"{prompt!r} takes {len(ids)} tokens, the text encoder of {self.name} holds {self.length}; shorten it."
             )
-        return ids
+        return list(ids)
 
     @torch.no_grad()
     def encode(self, rows: Sequence[Sequence[int]], upto: Sequence[int], batch: int = 32) -> list[Tensor]:
@@ -284,6 +286,15 @@ class Model:
             digest.update(path.encode())
             digest.update(self.weight(path).half().numpy().tobytes())
         return digest.hexdigest()
+
+
+def files_digest(folder: Path, components: Sequence[str]) -> str:
+    """SHA-256 over the names and bytes of all files of some components, in a folder of a pipeline."""
+    digest = hashlib.sha256()
+    for file in sorted(file for part in components for file in (folder / part).rglob("*") if file.is_file()):
+        digest.update(file.relative_to(folder).as_posix().encode())
+        digest.update(embedded.sha256(file).encode())
+    return digest.hexdigest()
 
 
 def _recall(memory: OrderedDict[Hashable, T], key: Hashable, make: Callable[[], T], limit: int) -> T:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ import torch
 from torch import Tensor
 
 from concept_erase import __version__
-from concept_erase.concepts import Concept, fill
-from concept_erase.errors import AdapterFileError, InputError
+from concept_erase.concepts import Concept, Kind, fill
+from concept_erase.errors import AdapterFileError
 from concept_erase.formats import read_safetensors, write_safetensors
 from concept_erase.lowrank import LowRank, check_finite
 from concept_erase.model import Model
@@ -34,6 +33,9 @@ _WHOLE = 8  # how many of them are read to the last padding position
 _RIDGE = 1e-3  # of the mean variance
 _HITS = 0.95  # of the prompts with the concept that a probe must find to be kept; of the others none
 
+Words = tuple[tuple[int, ...], ...]  # token ids, each in one piece
+Read = tuple[tuple[int, ...], Tensor]  # token ids of a prompt, and its hidden states (n, d) that are looked at
+
 
 @dataclass(frozen=True, eq=False)
 class Gate:
@@ -46,7 +48,7 @@ class Gate:
         hits, alarms: (found, of how many) of held-out prompts with and without the concept, by the probe.
     """
 
-    words: tuple[tuple[int, ...], ...]
+    words: Words
     direction: Tensor | None
     threshold: float
     hits: tuple[int, int]
@@ -73,18 +75,22 @@ class Operator:
     version: str
 
 
-def write(path: Path, model: Model, concepts: Sequence[Concept], operator: LowRank) -> Operator:
+def write(path: Path, model: Model, concepts: Sequence[Concept], operator: LowRank, *, probes: bool = True) -> Operator:
     """Write an operator with its gates; the same operator gives the same bytes.
 
     Args:
         operator: D (d, d) on the text stream, as `Edit.operator` holds it.
+        probes: Fit each gate's probe; without, a concept is known by its words alone, and nothing is encoded.
     Raises:
         NumericalError: it is not finite.
         OutputError: the file cannot be written; none is left then.
     """
     change = operator.balanced().to(torch.float32)
     check_finite({"the text stream": change})
-    gates = tuple(gate(model, concept) for concept in concepts)
+    gates = tuple(
+        gate(model, concept) if probes else Gate(_words(model, concept), None, 0.0, (0, 0), (0, 0))
+        for concept in concepts
+    )
     base = {"name": model.name, "revision": model.revision, "hash": model.fingerprint}
     written = Operator(change, tuple(concepts), gates, base, model.family.name, __version__)
     none = torch.zeros(change.shape[1])
@@ -159,76 +165,61 @@ def gate(model: Model, concept: Concept) -> Gate:
     """How the concept is recognised on this base.
 
     The probe is fitted on the kind's templates with a few contexts, and checked on other contexts: it is kept only if
-    it finds the concept there and takes no other prompt for it. A name whose words mean something else when they stand
-    alone ("crying face") is told apart from them; where the text encoder itself cannot ("pixel" for "pixel art"), the
-    words count as the concept.
+    it finds the concept there and takes no other prompt for it. Among the others are the words of a name of several
+    ("crying face"), each alone: where the text encoder cannot tell them from the name ("pixel" is "pixel art" to it),
+    there is no probe.
     """
     words = _words(model, concept)
-    fitted = _with(model, concept, part=0)
-    held_out, others = _with(model, concept, part=1), _others(model, concept, 1)
-    theirs = [rows for ids, rows in others if not _holds(ids, words)]
-    best: Gate | None = None
-    for alone in (True, False):
-        negatives = [rows for ids, rows in _without(model, concept, words, alone)]
-        direction, threshold = discriminant(fitted, negatives)
-        hits = sum(_found(rows, direction, threshold) for rows in held_out)
-        alarms = sum(_found(rows, direction, threshold) for rows in theirs)
-        usable = hits >= _HITS * len(held_out) and alarms == 0
-        found = Gate(
-            words, direction if usable else None, threshold, (hits, len(held_out)), (alarms, len(theirs))
-        )
-        if usable:
-            return found
-        best = best or found
-    assert best is not None
-    return best
+    held_out, others = _with(model, concept, 1), _without(model, concept, words, 1)
+    direction, threshold, apart = discriminant(_with(model, concept, 0), _without(model, concept, words, 0))
+    hits = sum(_found(rows, direction, threshold) for rows in held_out)
+    alarms = sum(_found(rows, direction, threshold) for rows in others)
+    usable = apart and hits >= _HITS * len(held_out) and alarms == 0
+    return Gate(words, direction if usable else None, threshold, (hits, len(held_out)), (alarms, len(others)))
 
 
-def discriminant(positives: Sequence[Tensor], negatives: Sequence[Tensor]) -> tuple[Tensor, float]:
+def discriminant(positives: Sequence[Tensor], negatives: Sequence[Tensor]) -> tuple[Tensor, float, bool]:
     """Linear discriminant in closed form: `w = (S + r I)^-1 (m1 - m0)`, S the covariance of the negatives.
 
     Args:
         positives: For each prompt with the concept, hidden states (n, d) at positions that carry it.
         negatives: For each prompt without it, states at all positions but the first.
     Returns:
-        w (d,) float32, and a threshold half-way between the largest value on the negatives and the least prompt's
-        largest on the positives.
+        w (d,) float32 of length 1; a threshold two thirds of the way from the largest value on the negatives to the
+        least of the positive prompts' largest; whether these two are in that order.
     """
-    X0 = torch.cat(list(negatives)).double()
-    X1 = torch.cat(list(positives)).double()
+    X1, X0 = torch.cat(list(positives)).double(), torch.cat(list(negatives)).double()
     m0 = X0.mean(0)
     S = (X0 - m0).T @ (X0 - m0) / len(X0)
     S.diagonal().add_(_RIDGE * S.trace() / len(S))
     w = torch.linalg.solve(S, X1.mean(0) - m0)
     w = (w / w.norm()).float()
-    low = max(float((rows.float() @ w).max()) for rows in negatives)
-    high = min(float((rows.float() @ w).max()) for rows in positives)
-    return w, (low + high) / 2
+    low = max(float((rows @ w).max()) for rows in negatives)
+    high = min(float((rows @ w).max()) for rows in positives)
+    return w, (low + 2 * high) / 3, low < high
 
 
 def _found(rows: Tensor, direction: Tensor, threshold: float) -> bool:
     return bool((rows @ direction).max() > threshold)
 
 
-def _words(model: Model, concept: Concept) -> tuple[tuple[int, ...], ...]:
+def _words(model: Model, concept: Concept) -> Words:
     """Token ids of the name, also without the punctuation around it, which merges with what follows."""
     bare = concept.target.strip("".join(c for c in set(concept.target) if not c.isalnum()))
     found = dict.fromkeys(tuple(model.token_ids(name)[1:-1]) for name in (concept.target, bare) if name)
     return tuple(ids for ids in found if ids)
 
 
-def _holds(ids: Sequence[int], words: Sequence[Sequence[int]]) -> bool:
-    return any(tuple(ids[i : i + len(w)]) == tuple(w) for w in words for i in range(len(ids) - len(w) + 1))
+def _holds(ids: Sequence[int], words: Words) -> bool:
+    return any(tuple(ids[i : i + len(w)]) == w for w in words for i in range(len(ids) - len(w) + 1))
 
 
-Read = tuple[tuple[int, ...], Tensor]  # token ids, and hidden states (n, d) at the positions that are looked at
-
-
-def _encoded(model: Model, rows: Sequence[Sequence[int]], whole: int = 0) -> list[Read]:
+def _encoded(model: Model, lines: Sequence[str], whole: int = 0) -> list[Read]:
     """Each distinct prompt with its states after BOS, to EOS; of the first `whole` to the last padding position."""
-    distinct = list(dict.fromkeys(tuple(ids) for ids in rows if len(ids) <= model.length))
-    upto = [model.length if i < whole else len(ids) for i, ids in enumerate(distinct)]
-    return [(ids, s[1:]) for ids, s in zip(distinct, model.encode(distinct, upto), strict=True)]
+    rows = dict.fromkeys(tuple(model.tokenizer(line, truncation=False).input_ids) for line in lines)
+    fitting = [ids for ids in rows if len(ids) <= model.length]
+    upto = [model.length if i < whole else len(ids) for i, ids in enumerate(fitting)]
+    return [(ids, states[1:]) for ids, states in zip(fitting, model.encode(fitting, upto), strict=True)]
 
 
 def _with(model: Model, concept: Concept, part: int) -> list[Tensor]:
@@ -239,45 +230,31 @@ def _with(model: Model, concept: Concept, part: int) -> list[Tensor]:
     return [s[p.last :] for p, s in zip(prompts, states, strict=True)]
 
 
-def _others(model: Model, concept: Concept, part: int) -> list[Read]:
-    """Prompts of the whole domain of a kind, the same for all concepts of the kind: computed once for a model."""
+def _others(model: Model, kind: Kind, part: int) -> list[Read]:
+    """Prompts of the whole domain of a kind, and of random words and syllables; read once for a model."""
 
     def make() -> list[Read]:
-        anybody = Concept("nobody", concept.kind)  # whoever is in the domain is listed, the concept itself included
+        anybody = Concept("nobody", kind)  # so that the domain is complete, with the concept that is asked for
         around = surroundings(model, anybody)
         rng = random.Random(part)
         places = [(t, n, c) for n in around.neighbours for t, c in slots(model, anybody, 24, part)]
-        lines = [fill(*_ordered(place)) for place in rng.sample(places, min(_OTHERS, len(places)))]
+        lines = ["", *(fill(*place) for place in rng.sample(places, min(_OTHERS, len(places))))]
         lines += [f"a {name}" for name in around.neighbours]
         lines += [fill(t, c) for c in spread(around.contexts, 24) for t in ALONE]
-        known = sorted(w.removesuffix("</w>") for w in model.tokenizer.get_vocab() if w.endswith("</w>"))
-        known = [w for w in known if w.isascii() and w.isalpha() and len(w) > 2]
-        lines += [" ".join(rng.sample(known, rng.randint(1, 6))) for _ in range(_OTHERS)]
-        ids = [model.tokenizer(line, truncation=False).input_ids for line in lines]
-        return _encoded(model, [model.token_ids(""), *ids], whole=_WHOLE)
+        pieces = sorted(p.replace("</w>", " ") for p in model.tokenizer.get_vocab())
+        pieces = [p for p in pieces if p.isascii() and p.strip().isalpha()]
+        lines += ["".join(rng.sample(pieces, rng.randint(1, 9))) for _ in range(_OTHERS)]
+        return _encoded(model, lines, whole=_WHOLE)
 
-    return model.remembered((Gate, concept.kind, part), make)
-
-
-def _ordered(place: tuple[str, str, str]) -> tuple[str, str, str]:
-    return place
+    return model.remembered((Gate, kind, part), make)
 
 
-def _without(
-    model: Model, concept: Concept, words: Sequence[Sequence[int]], alone: bool
-) -> Iterator[Read]:
-    """Prompts without the concept: of its domain, of what the user preserves, of its own words when they stand alone.
-
-    Args:
-        alone: With prompts that hold some of its words but not the name.
-    """
-    own = {i for ids in words for i in ids}
-    rows = [*(f"a {name}" for name in concept.preserve), *(f"{name} art" for name in concept.preserve)]
+def _without(model: Model, concept: Concept, words: Words, part: int) -> list[Tensor]:
+    """States of prompts without the concept: of its domain, of what the user preserves, of each of its words alone."""
+    template = ("a {}", "{} art")[part]
+    lines = [template.format(name) for name in concept.preserve]
     pieces = concept.target.split()
-    if alone and len(pieces) > 1:
-        rows += [line for piece in pieces for line in (piece, f"a {piece}")]
-        rows += [" ".join(pair) for pair in pairwise(pieces) if len(pieces) > 2]
-    mine = _encoded(model, [model.tokenizer(line, truncation=False).input_ids for line in rows])
-    for ids, states in (*_others(model, concept, 0), *mine):
-        if not _holds(ids, words) and (alone or not own & set(ids)):
-            yield ids, states
+    if len(pieces) > 1:
+        lines += [template.format(piece) for piece in pieces] + (pieces if part == 0 else [])
+    mine = _encoded(model, lines) if lines else []
+    return [rows for ids, rows in (*_others(model, concept.kind, part), *mine) if not _holds(ids, words)]
