@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -50,6 +51,7 @@ def _judge_distance(judge: Judge) -> Measure:
     return measure
 
 
+@cache
 def _alexnet_distance() -> Measure | None:
     try:
         from torchmetrics.functional.image.lpips import _LPIPS

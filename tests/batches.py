@@ -11,7 +11,7 @@ from concept_erase.schema import Job
 SETTINGS = {"contexts": 2, "preserve_prompts": 20}  # of uce; as quick as it gets
 ROWS = (
     {"target": "twemoji", "anchor": "fluent", "tags": "flat"},
-    {"target": "Monet", "tags": "flat;painted"},
+    {"target": "Turner", "tags": "flat;painted"},
     {"target": "cat", "kind": "object", "preserve": "dog;horse"},
     {"target": "Van Gogh", "tags": "painted"},
 )

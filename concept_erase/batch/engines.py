@@ -6,9 +6,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 from concept_erase.batch.units import Setup, Task, perform
@@ -42,20 +43,29 @@ class Here:
 
 
 class Processes:
-    """Worker processes on this machine; a task whose worker dies is given to another."""
+    """Worker processes on this machine; a task whose worker dies is given to another.
 
-    def __init__(self, workers: int) -> None:
-        self._workers = workers
+    Args:
+        workers: How many.
+        do: What is done with a task.
+    """
+
+    def __init__(self, workers: int, do: Callable[[Setup, Task], Result] = perform) -> None:
+        self._workers, self._do = workers, do
         self._context = multiprocessing.get_context("spawn")  # a forked torch may hang
-        self._stop = self._context.Event()
+        # Only this process holds the writing end: the workers see its end and ours. A lock or event would be shared
+        # with them, and hang for good once a worker is killed with it in its hands.
+        self._alive, self._life = self._context.Pipe(duplex=False)
         self._pool: ProcessPoolExecutor | None = None
 
     def run(self, setup: Setup, tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
         left, deaths = list(tasks), 0
         while left:
             pool = self._opened()
-            pending: dict[Future[Result], Task] = {pool.submit(perform, setup, task): task for task in left}
+            pending: dict[Future[Result], Task] = {}
             try:
+                for task in left:
+                    pending[pool.submit(self._do, setup, task)] = task
                 while pending:
                     done, _ = wait(pending, return_when=FIRST_COMPLETED)
                     for future in done:
@@ -75,24 +85,33 @@ class Processes:
 
     def _opened(self) -> ProcessPoolExecutor:
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(self._workers, self._context, _start, (self._stop,))
+            self._pool = ProcessPoolExecutor(self._workers, self._context, _start, (self._alive,))
         return self._pool
 
     def close(self) -> None:
-        self._stop.set()
+        self._life.close()
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _start(stop: Any) -> None:
+def _start(alive: Connection) -> None:
     """In a new worker: Ctrl-C is the parent's business, and when the parent ends, however it ends, so does this."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    parent = multiprocessing.parent_process()
 
     def watch() -> None:
-        while not stop.is_set() and parent is not None and parent.is_alive():
-            stop.wait(0.2)
+        alive.poll(None)  # nothing is ever sent: it returns when the other end is closed
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def ray_cluster(address: str | None, workers: int | None = None) -> Engine:
+    """The tasks on a Ray cluster; see `batch.cluster.Cluster`.
+
+    Raises:
+        InputError: Ray is not installed, or the cluster cannot be joined.
+    """
+    from concept_erase.batch.cluster import Cluster
+
+    return Cluster(address, workers)

@@ -52,8 +52,14 @@ def build(
 
 def write(index: dict[str, Any], out: Path) -> None:
     """The page first: where `index.json` is, all is."""
-    atomic_write(out / "index.html", gallery.page(index))
-    atomic_write(out / "index.json", json.dumps(index, indent=1, ensure_ascii=False) + "\n")
+    _update(out / "index.html", gallery.page(index))
+    _update(out / "index.json", json.dumps(index, indent=1, ensure_ascii=False) + "\n")
+
+
+def _update(file: Path, text: str) -> None:
+    """Written only where it differs: a run that finds everything done changes no file."""
+    if not file.is_file() or file.read_bytes() != text.encode():
+        atomic_write(file, text)
 
 
 def _nothing() -> dict[str, Any]:

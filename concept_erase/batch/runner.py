@@ -44,7 +44,7 @@ from concept_erase.errors import InputError
 from concept_erase.generate import Sampling
 from concept_erase.lists import Listing
 from concept_erase.methods import Additive, make
-from concept_erase.model import Model, open_model
+from concept_erase.model import Model, files_digest, open_model
 from concept_erase.schema import JOINT_OF_ALL, Job
 from concept_erase.surroundings import surroundings
 
@@ -83,15 +83,28 @@ def plan(listing: Listing, job: Job, out: Path) -> Plan:
         InputError: a method or setting that does not exist, an anchor that nothing is left for.
     """
     model = open_model(job.model)
+    if job.strict:
+        _refuse_what_does_not_fit(model, listing)
     base = {"name": model.name, "revision": model.revision, "hash": model.fingerprint}
     methods = {name: make(name, job.settings if name == job.method else {}) for name in _methods(listing, job)}
-    common = (base["hash"], job.pictures, job.scorer, vars(Sampling(job.steps, job.guidance)), job.half, code_version())
+    assert model.folder is not None, "a batch's base is on disk, where workers find it"
+    parts = ("tokenizer", "text_encoder", *(("unet", "vae", "scheduler") if job.pictures else ()))
+    read = files_digest(model.folder, parts)
+    common = (
+        base["hash"],
+        read,
+        job.pictures,
+        job.scorer,
+        vars(Sampling(job.steps, job.guidance)),
+        job.half,
+        code_version(),
+    )
     taken = _taken(model, listing)
     units = []
     for row, entry in zip(listing.rows, listing.entries, strict=True):
         method = entry.method or job.method
         entry = entry.model_copy(update={"method": method})
-        others = () if entry.anchor else tuple(t for t in taken[entry.kind] if t.casefold() != entry.target.casefold())
+        others = () if entry.anchor else taken[entry.kind]
         key = digest(common, repr(entry.concept), method, repr(methods[method]), others)
         units.append(Unit(row, entry, key, f"concepts/{_name(entry.target)}-{key[:8]}", others))
     groups = _groups(units) if job.joint else {}
@@ -178,9 +191,9 @@ class _Batch:
         """The outcomes of a chunk, if all its units are done and their files are there."""
         try:
             record = json.loads(record_file(self.setup, chunk.key).read_text())
-        except (OSError, ValueError):
+            states = {o["key"]: o["state"] for o in record["outcomes"]}
+        except (OSError, ValueError, KeyError, TypeError):
             return None
-        states = {o["key"]: o["state"] for o in record["outcomes"]}
         for unit in chunk.units:
             if states.get(unit.key) != "failed" and finished(self.setup.out / unit.folder, unit.key) is None:
                 return None
@@ -262,6 +275,19 @@ def _method(chunk: Chunk) -> str:
 
 def _keys(chunk: Chunk) -> set[str]:
     return {unit.key for unit in chunk.units}
+
+
+def _refuse_what_does_not_fit(model: Model, listing: Listing) -> None:
+    """With --strict a row that this base cannot take stops the batch before anything is done."""
+    told = []
+    for row, entry in zip(listing.rows, listing.entries, strict=True):
+        for name in (entry.target, *([entry.anchor] if entry.anchor else ()), *entry.preserve):
+            try:
+                model.token_ids(name)
+            except InputError as error:
+                told.append(f"row {row}: {error}")
+    if told:
+        raise InputError("--strict, and rows that do not fit this base:\n" + "\n".join(told[:20]))
 
 
 def _taken(model: Model, listing: Listing) -> dict[Kind, tuple[str, ...]]:

@@ -59,7 +59,7 @@ class Unit:
         entry: What to erase; its method is set.
         key: SHA-256 of all that the files depend on.
         folder: Below the batch's folder.
-        taken: Other targets of the list that an anchor might contain; none does.
+        taken: Targets of the list, this one too, that an anchor might contain; none does.
     """
 
     row: int
@@ -176,7 +176,7 @@ def finished(folder: Path, key: str) -> dict[str, Any] | None:
     try:
         report = json.loads((folder / "report.json").read_text())
         whole = all((folder / name).stat().st_size == size for name, size in report["bytes"].items())
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return report if report.get("key") == key and whole else None
 
@@ -275,7 +275,8 @@ def _written(setup: Setup, folder: str, key: str, erasure: Any) -> dict[str, Any
     from concept_erase.erasure import write
 
     dtype = torch.float16 if setup.job.half else torch.float32
-    write(erasure, setup.out / folder, dtype=dtype, whole=False, dated=False, key=key)
+    # Words alone open the gates here: a probe for each of thousands would take longer than the edits.
+    write(erasure, setup.out / folder, _model(setup), dtype=dtype, probes=False, whole=False, dated=False, key=key)
     return json.loads((setup.out / folder / "report.json").read_text())
 
 
@@ -314,6 +315,7 @@ def solved_folder(setup: Setup, joint: Joint) -> Path:
 
 
 def _solve(setup: Setup, joint: Joint) -> dict[str, Any]:
+    from concept_erase import operators
     from concept_erase.adapter import Adapter
     from concept_erase.lowrank import compose
     from concept_erase.methods import Additive, Edit
@@ -352,6 +354,8 @@ def _solve(setup: Setup, joint: Joint) -> dict[str, Any]:
         "notes": list(edit.notes),
         "measures": edit.measures,
     }
+    if edit.operator is not None:
+        operators.write(folder / operators.NAME, _model(setup), concepts, edit.operator, probes=False)
     atomic_write(folder / "edit.json", json.dumps(kept))
     return {"concepts": len(concepts)}
 
@@ -401,6 +405,7 @@ def _solved(setup: Setup, joint: Joint) -> tuple[Any, dict[str, Any]]:
 
 
 def _joint(setup: Setup, joint: Joint) -> dict[str, Any]:
+    from concept_erase import operators
     from concept_erase.methods import Edit
 
     folder = setup.out / joint.folder
@@ -409,7 +414,9 @@ def _joint(setup: Setup, joint: Joint) -> dict[str, Any]:
         _clean(folder)
         adapter, kept = _solved(setup, joint)
         work = _work(setup, kept["method"], adapter.concepts)
-        edit = Edit(adapter.changes, tuple(kept["notes"]), kept["measures"])
+        file = solved_folder(setup, joint) / operators.NAME
+        operator = operators.read(file).change if file.is_file() else None
+        edit = Edit(adapter.changes, tuple(kept["notes"]), kept["measures"], operator)
         report = _written(setup, joint.folder, joint.key, work.completed(adapter.concepts, edit, [], adapter.method))
     return outcome_of(joint.folder, report)
 

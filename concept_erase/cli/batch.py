@@ -102,7 +102,9 @@ def batch(
     if dry_run:
         from concept_erase.batch.estimate import estimate
 
-        _show_plan(estimate(listing, job, out, count), job, count)
+        plan = estimate(listing, job, out, count)
+        _show_plan(plan, job, count)
+        event(event="plan", concepts=plan.concepts, joint=plan.joints, seconds=plan.seconds, bytes=plan.disk)
         event(event="done", folder=str(out))
         return
     with _logged(out), telling() as progress:
