@@ -1,14 +1,18 @@
-# `make erase`: environment, installation, an erased style with scores and picture. `make test`: the same, then tests.
+# `make erase`: environment, installation, an erased style with scores and picture. `make app`: the same, then the demo
+# in the browser. `make test`: the same, then tests.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TARGET ?= twemoji
 KIND ?= style
 
-.PHONY: erase test lint format clean
+.PHONY: erase app test lint format clean
 
 erase: $(VENV)/installed
 	$(BIN)/concept-erase erase "$(TARGET)" --kind $(KIND) --out erased/$(subst $() ,-,$(TARGET))
+
+app: $(VENV)/installed
+	$(BIN)/concept-erase demo
 
 test: $(VENV)/installed-dev lint
 	$(BIN)/python -m pytest
