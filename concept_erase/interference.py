@@ -165,12 +165,9 @@ def interference(
     ways = torch.cat([torch.where(aimed, ways, typical), typical.expand(len(stay))])
 
     movement = Movement(model, columns, before)
-    rows = []
-    for i, member in enumerate(bundle.kept):
-        rows.append(bundle.moves(member, movement) / ways)
-        tell(i + 1, len(bundle.kept), "movement by each adapter")
-    together = movement.of(*parts(model, bundle.total.changes())) / ways if len(rows) > 1 else rows[0]
-    own = np.zeros((len(rows), len(pairs)), bool)
+    moved = bundle.moves(movement, tell) / ways
+    together = movement.of(*parts(model, bundle.total.changes())) / ways if len(moved) > 1 else moved[0]
+    own = np.zeros(moved.shape, bool)
     for k, member in enumerate(bundle.kept):
         mine = {c.target.casefold() for c in member.concepts}
         own[k, : len(targets)] = [c.target.casefold() in mine for c in targets]
@@ -182,7 +179,7 @@ def interference(
         + tuple(c.target for c in stay),
         np.arange(len(pairs)) < len(targets),
         own,
-        torch.stack(rows).numpy(),
+        moved.numpy(),
         together.numpy(),
         number,
         tuple(bundle.notices),

@@ -193,10 +193,22 @@ class Movement:
     def __init__(self, model: Model, columns: Columns, before: Tensor) -> None:
         self.model, self.columns, self.before = model, columns, before
 
-    def of_stream(self, factor: Tensor) -> Tensor:
-        """Root mean square of `||F x||` per concept, for `seen_factor` of changes of the layers that read the text."""
-        squares = [(part.double() @ factor.T).square().sum(1) for part in self.before.split(CHUNK)]
-        return self.columns.rms(torch.cat(squares))
+    @property
+    def concepts(self) -> int:
+        return int(self.columns.concept[-1]) + 1
+
+    def of_streams(self, factors: Sequence[Tensor]) -> Tensor:
+        """Root mean square of `||F x||` per concept for each `seen_factor`: (factors, concepts).
+
+        `seen_factor` is that of changes of the layers that read the text. Several are multiplied at once.
+        """
+        rows = torch.cat(list(factors))
+        member = torch.repeat_interleave(torch.arange(len(factors)), torch.tensor([len(f) for f in factors]))
+        found = []
+        for part in self.before.split(CHUNK):
+            squares = torch.zeros(len(factors), len(part), dtype=torch.float64)
+            found.append(squares.index_add_(0, member, (rows @ part.double().T).square_()))
+        return torch.stack([self.columns.rms(squares) for squares in torch.cat(found, dim=1)])
 
     def to(self, other: Tensor) -> Tensor:
         """Root mean square of `||W (y - x)||` per concept, W all layers that read the text: other (n, d) holds y."""
@@ -206,7 +218,7 @@ class Movement:
         """Root mean square of `sqrt(sum_l ||(W_l + dW_l) x' - W_l x||^2)` per concept, x' from the changed encoder."""
         factor = seen_factor(stream, self.before.shape[1])
         if not encoder:
-            return self.of_stream(factor)
+            return self.of_streams([factor])[0]
         with self._encoder_changed_by(encoder) as edited:
             after = self.columns.states(edited)
         cross = None

@@ -189,7 +189,7 @@ def test_the_factor_of_a_closed_form_has_its_rank(model, tmp_path):
     operator = LowRank(torch.randn(32, 3).double(), torch.randn(3, 32).double())
     adapter = adapter_of(fold(model, operator), model)
     assert len(seen_factor(adapter.changes, 32)) == 3
-    stored = type(adapter).load(adapter.save(tmp_path)["adapter"])  # rounded, each layer with factors of its own
+    stored = type(adapter).load(adapter.save(tmp_path)[0])  # rounded, each layer with factors of its own
     assert len(seen_factor(stored.changes, 32)) == 3
 
 
@@ -273,14 +273,14 @@ def test_adapters_of_the_same_name_are_told_apart(model):
 
 
 def test_the_same_edit_counts_once_and_is_told(model, unet_edit, tmp_path):
-    files = unet_edit.save(tmp_path)
-    found = interference(model, [files["adapter"], tmp_path])
+    kohya, _ = unet_edit.save(tmp_path)
+    found = interference(model, [kohya, tmp_path])
     assert len(found.adapters) == 1
-    assert [n for n in found.notices if f"{tmp_path} is the same edit as {files['adapter']}; counted once." in n]
+    assert [n for n in found.notices if f"{tmp_path} is the same edit as {kohya}; counted once." in n]
 
 
 def test_adapters_that_are_not_held_are_read_again(model, trio, tmp_path, monkeypatch):
-    paths = [adapter.save(tmp_path / str(i))["adapter"] for i, adapter in enumerate(trio)]
+    paths = [adapter.save(tmp_path / str(i))[0] for i, adapter in enumerate(trio)]
     held = interference(model, iter(paths))
     monkeypatch.setattr(bundle, "HELD", 0)
     again = interference(model, [str(p) for p in paths])
@@ -375,7 +375,7 @@ def test_many_files_are_measured_on_one_prompt(model, tmp_path):
     for i, target in enumerate(targets):
         operator = LowRank(torch.randn(32, 2).double(), torch.randn(2, 32).double())
         adapter = adapter_of(fold(model, operator), model, Concept(target, anchor="art"))
-        paths.append(adapter.save(tmp_path / str(i), peft=False)["adapter"])
+        paths.append(adapter.save(tmp_path / str(i), peft=False)[0])
     told = []
     found = interference(model, paths, progress=lambda *what: told.append(what))
     assert found.prompts == 1
