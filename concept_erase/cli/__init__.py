@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from concept_erase import __version__
-from concept_erase.cli import batch, erase
+from concept_erase.cli import batch, erase, interference
 from concept_erase.cli.common import console, fail
 from concept_erase.errors import ConceptEraseError
 
@@ -41,6 +41,7 @@ def main(
 
 app.command()(erase.erase)
 app.command()(batch.batch)
+app.command()(interference.interference)
 app.command()(erase.generate)
 app.command()(erase.score)
 app.command()(erase.info)

@@ -25,7 +25,7 @@ from concept_erase.cli.common import (
     settings_from,
 )
 from concept_erase.cli.common import progress as telling
-from concept_erase.concepts import Concept, Kind
+from concept_erase.concepts import Kind
 
 if TYPE_CHECKING:
     from concept_erase.scores import Scores
@@ -62,7 +62,10 @@ def erase(
     bar: ProgressOption = ProgressMode.AUTO,
 ) -> None:
     """Erase TARGET from a generator; leaves adapter files, scores and a before/after picture in a folder."""
-    concepts = [Concept(target, kind, anchor, tuple(preserve or ())) for target in targets]
+    from concept_erase.schema import Entry, build
+
+    common = {"kind": kind, "anchor": anchor, "preserve": list(preserve or ())}
+    concepts = [build(Entry, {"target": target, **common}).concept for target in targets]
     settings = settings_from(setting)
     from concept_erase import methods
 
