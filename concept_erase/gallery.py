@@ -26,6 +26,7 @@ Entry = Mapping[str, Any]
 
 SHOWN_MEMBERS = 12
 SHOWN_CHIPS = 40  # of the most frequent tags
+SHOWN_ROWS = 200  # of what failed, of problems and of notices; index.json has all
 MEANINGS = {
     "UA": "Unlearning accuracy: pictures that ask for the erased concept and are not recognised as it",
     "IRA": "In-domain retain accuracy: pictures of its neighbours that are still recognised",
@@ -57,10 +58,13 @@ def page(index: Mapping[str, Any]) -> str:
         facts=_facts(index, len(made), len(failed)),
         over_all=_over_all(made),
         not_scored=common,
+        scored=any(card["scores"] for card in made),
         joint=sorted(together, key=lambda card: card["tag"] != "all"),
         cards=made,
         chips=_chips(entries),
-        failed=failed,
+        failed=_first(failed),
+        problems=_first(index.get("problems") or []),
+        notices=_first(index.get("notices") or []),
         interference=_interference(index.get("interference")),
         meanings=MEANINGS,
         words=words,
@@ -99,8 +103,8 @@ def _card(entry: Entry, kind: str) -> dict[str, Any]:
         ua, ira, cra = scores["UA"], scores["IRA"], scores["CRA"]
         told = (
             ("UA", ua, words.recognised(ua["after"], what, before=ua["before"])),
-            ("IRA", ira, words.kept(ira["after"], kind, before=ira["before"])),
-            ("CRA", cra, words.shown(cra["after"], kind, before=cra["before"])),
+            ("IRA", ira, words.kept(ira["after"], kind)),
+            ("CRA", cra, words.shown(cra["after"], kind)),
         )
         card["scores"] = [{"name": n, "text": text, **sides, **_interval(sides["after"])} for n, sides, text in told]
         card["verdict"] = words.verdict(ua["before"], ua["after"])
@@ -119,7 +123,7 @@ def _joint_name(one: Entry) -> str:
     count = len(one.get("members") or [])
     if one["tag"] == "all":
         return f"All {count:,} concepts together" if count > 1 else "The whole list"
-    return f"{one['tag']}, {count:,} {'concept' if count == 1 else 'concepts'} together"
+    return f"{one['tag']}, {_some(count, 'concept')}" + (" together" if count > 1 else "")
 
 
 def _failure(entry: Entry, where: str, name: str) -> dict[str, Any]:
@@ -130,6 +134,10 @@ def _interval(after: Mapping[str, Any]) -> dict[str, str]:
     """Where its bar stands, in per cent of the width."""
     low, high = (min(max(float(after[side]), 0.0), 100.0) for side in ("low", "high"))
     return {"x": f"{low:.1f}", "width": f"{max(high - low, 0.8):.1f}"}
+
+
+def _first(rows: Sequence[Any]) -> dict[str, Any]:
+    return {"rows": rows[:SHOWN_ROWS], "more": max(len(rows) - SHOWN_ROWS, 0)}
 
 
 # -- the whole batch -----------------------------------------------------------------------------------------------
@@ -154,16 +162,21 @@ def _facts(index: Mapping[str, Any], made: int, failed: int) -> list[tuple[str, 
     methods = Counter(entry.get("method") or job["method"] for entry in index["entries"])
     facts.append(("By", " and ".join(methods or [job["method"]]) + (f" ({settings})" if settings else "")))
     problems = len(index.get("problems") or [])
-    told = [f"{made:,} {'adapter' if made == 1 else 'adapters'}"]
+    told = [_some(made, "adapter")]
     told += [f"{failed:,} failed"] if failed else []
-    told += [f"{problems:,} {'row problem' if problems == 1 else 'row problems'}"] if problems else []
+    told += [_some(problems, "row problem")] if problems else []
     facts.append(("Result", ", ".join(told)))
     if job.get("pictures"):
         guidance = f", guidance {job['guidance']:g}" if job.get("guidance") is not None else ""
-        facts.append(("Scored on", f"{job['pictures']:,} pictures of each group, {job['steps']} steps{guidance}"))
+        pictures, steps = _some(job["pictures"], "picture"), _some(job["steps"], "step")
+        facts.append(("Scored on", f"{pictures} of each group, {steps}{guidance}"))
     if base.get("hash"):
         facts.append(("Hash", str(base["hash"])[:12]))
     return facts
+
+
+def _some(count: int, what: str) -> str:
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def _is_path(name: str) -> bool:
