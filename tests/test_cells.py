@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from concept_erase.cells import escaped, is_formula, unescaped
+from concept_erase.lists.cells import escaped, is_formula, unescaped
 
 
 @pytest.mark.parametrize("sign", ["=", "+", "-", "@", "\t=", " =", "\t", "\r", "\n", "＝", "＠"])

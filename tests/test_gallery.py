@@ -9,8 +9,8 @@ from urllib.parse import unquote
 
 import pytest
 
-from concept_erase import gallery
-from concept_erase.gallery import link, page
+from concept_erase.batch import gallery
+from concept_erase.batch.gallery import link, page
 from concept_erase.statistics import rate
 
 HOSTILE = [

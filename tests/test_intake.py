@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from concept_erase import intake
 from concept_erase.errors import InputError
-from concept_erase.intake import decode, read_bytes
+from concept_erase.lists import intake
+from concept_erase.lists.intake import decode, read_bytes
 
 
 def refused(path):

@@ -22,13 +22,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from concept_erase import bundle, heatmap
 from concept_erase.concepts import Concept
 from concept_erase.errors import AdapterFileError, BaseMismatchError, InputError
-from concept_erase.interference import KEPT, MANY, PROMPTS, Interference, draw, interference
+from concept_erase.interference import KEPT, MANY, PROMPTS, Interference, bundle, draw, heatmap, interference
+from concept_erase.interference.movement import Total, few_slots, seen_factor
 from concept_erase.lowrank import LowRank, compose
 from concept_erase.model import open_model
-from concept_erase.movement import Total, few_slots, seen_factor
 from concept_erase.streams import Tokens, aligned, fold, read
 
 NOTO = Concept("noto", anchor="blob")

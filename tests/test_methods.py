@@ -94,7 +94,8 @@ def test_a_new_file_in_the_folder_is_a_new_method(tmp_path, monkeypatch):
         "from dataclasses import dataclass\nfrom typing import ClassVar\nfrom concept_erase.methods import Edit\n"
         "@dataclass(frozen=True)\nclass Nothing:\n"
         "    name: ClassVar[str] = 'nothing'\n    summary: ClassVar[str] = 'does nothing'\n"
-        "    paper: ClassVar[str] = 'none'\n    edits: ClassVar[str] = 'denoiser'\n    size: int = 3\n    '''how much of nothing'''\n"
+        "    paper: ClassVar[str] = 'none'\n    edits: ClassVar[str] = 'denoiser'\n"
+        "    size: int = 3\n    '''how much of nothing'''\n"
         "    def edit(self, model, concepts, run=None):\n        return Edit({})\n"
     )
     monkeypatch.setattr(methods, "__path__", [str(tmp_path)])

@@ -7,11 +7,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from concept_erase import rows, rows_yaml
 from concept_erase.errors import InputError
-from concept_erase.rows import read_json, read_jsonl, read_text
-from concept_erase.rows_csv import is_table, read_csv
-from concept_erase.rows_yaml import read_yaml
+from concept_erase.lists import rows
+from concept_erase.lists.documents import read_yaml
+from concept_erase.lists.rows import read_json, read_jsonl, read_text
+from concept_erase.lists.tables import is_table, read_csv
 
 
 def targets(found):
@@ -249,10 +249,10 @@ def test_a_bomb_of_aliases_is_refused_before_it_is_written_out():
 
 
 def test_more_aliases_or_items_than_a_list_can_need_are_refused(monkeypatch):
-    monkeypatch.setattr(rows_yaml, "MOST_ROWS", 3)
+    monkeypatch.setattr(documents, "MOST_ROWS", 3)
     with pytest.raises(InputError, match="aliases; split it"):
         read_yaml("- &a x\n" + "- *a\n" * 4)
-    monkeypatch.setattr(rows_yaml, "MOST_NODES", 10)
+    monkeypatch.setattr(documents, "MOST_NODES", 10)
     with pytest.raises(InputError, match="more than 10 items"):
         read_yaml("- x\n" * 20)
 

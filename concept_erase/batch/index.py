@@ -14,7 +14,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from concept_erase import __version__, gallery
+from concept_erase import __version__
+from concept_erase.batch import gallery
 from concept_erase.files import atomic_write
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def build(
     return {
         "version": __version__,
         "base": plan.base,
-        "job": plan.setup.job.model_dump(mode="json"),
+        "job": {**plan.setup.job.model_dump(mode="json"), "model": plan.base["name"]},  # no path of this machine
         "entries": entries,
         "joint": [
             {"tag": j.tag, "members": [u.entry.target for u in j.units if outcomes[u.key]["state"] == "done"], **found}

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 WORK = ".work"  # folder of what a finished batch no longer needs
 _SHAPING = (  # modules that decide what a unit's files hold; a change in one of them makes the units anew
     "adapter", "anchors", "attach", "batch/units", "card", "clip", "concepts", "erasure", "families", "formats",
-    "generate", "interference", "judge", "layers", "lowrank", "model", "moments", "movement", "operators",
-    "perceptual", "picture", "scores", "statistics", "streams", "surroundings", "training", "methods/__init__",
+    "generate", "interference/__init__", "interference/bundle", "interference/heatmap", "interference/movement",
+    "judge", "layers", "lowrank", "methods/__init__", "model", "moments", "operators", "perceptual", "picture",
+    "scores", "statistics", "streams", "surroundings", "training",
 )  # fmt: skip
 
 

@@ -144,7 +144,7 @@ def _row(title: str) -> str:
 
 def _cell(value: float, own: bool) -> Text:
     """A number on the colour it has in the heat map."""
-    from concept_erase.heatmap import shade
+    from concept_erase.interference.heatmap import shade
 
     red, green, blue = shade(value)
     number = f"[{value:.2f}]" if own else f" {value:.2f} "

@@ -7,9 +7,9 @@ import io
 import re
 from collections.abc import Iterator
 
-from concept_erase.cells import unescaped
 from concept_erase.errors import InputError
-from concept_erase.rows import COUNTERS, NAMES, Rows, column, quoted
+from concept_erase.lists.cells import unescaped
+from concept_erase.lists.rows import COUNTERS, NAMES, Rows, column, quoted
 
 
 def read_csv(text: str) -> Rows:

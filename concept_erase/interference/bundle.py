@@ -12,11 +12,11 @@ from torch import Tensor
 from concept_erase.adapter import Adapter
 from concept_erase.concepts import Concept
 from concept_erase.errors import BaseMismatchError
+from concept_erase.interference.movement import Movement, Total, seen_factor
 from concept_erase.layers import canonical_to_live, linear
 from concept_erase.lowrank import LowRank
 from concept_erase.methods import Progress
 from concept_erase.model import Model
-from concept_erase.movement import Movement, Total, seen_factor
 
 HELD = 2**29  # bytes of reduced adapters that are kept between reading and measuring; others are read again
 ROWS = 512  # of factors that are multiplied at once

@@ -12,15 +12,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from concept_erase.cells import escaped as escaped
-from concept_erase.cells import is_formula
 from concept_erase.concepts import same
 from concept_erase.errors import InputError
 from concept_erase.files import atomic_write
-from concept_erase.intake import decode, read_bytes, refuse_suffix
-from concept_erase.rows import COUNTERS, NAMES, Problem, Rows, column, read_json, read_jsonl, read_text
-from concept_erase.rows_csv import is_table, read_csv
-from concept_erase.rows_yaml import read_yaml
+from concept_erase.lists.cells import escaped as escaped
+from concept_erase.lists.cells import is_formula
+from concept_erase.lists.documents import read_yaml
+from concept_erase.lists.intake import decode, read_bytes, refuse_suffix
+from concept_erase.lists.rows import COUNTERS, NAMES, Problem, Rows, column, read_json, read_jsonl, read_text
+from concept_erase.lists.tables import is_table, read_csv
 from concept_erase.schema import Entry, build, explain
 
 SHOWN = 20  # problems or names in one message

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from concept_erase.errors import InputError
-from concept_erase.rows import MOST_ROWS, Rows, defaults_of, no_list, pairs, quoted
+from concept_erase.lists.rows import MOST_ROWS, Rows, defaults_of, no_list, pairs, quoted
 
 DEEPEST = 10  # nested lists and mappings; a list of concepts needs four
 MOST_NODES = 2_000_000  # with all aliases written out

@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from concept_erase.cells import unescaped
 from concept_erase.errors import InputError
+from concept_erase.lists.cells import unescaped
 
 MOST_ROWS = 100_000
 
