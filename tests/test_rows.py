@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from concept_erase.errors import InputError
-from concept_erase.lists import rows
+from concept_erase.lists import documents, rows
 from concept_erase.lists.documents import read_yaml
 from concept_erase.lists.rows import read_json, read_jsonl, read_text
 from concept_erase.lists.tables import is_table, read_csv
