@@ -11,8 +11,10 @@ import json
 import logging
 import re
 import shutil
+import threading
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,6 +179,10 @@ class _Batch:
                 self.outcomes |= {o["key"]: o for o in record["outcomes"]}
         log.info("%d of %d concepts are done already", len(self.outcomes), total)
         self._tell(len(self.outcomes), total, "concepts")
+        with self._watched(todo, total):
+            self._done(todo, total)
+
+    def _done(self, todo: Sequence[Chunk], total: int) -> None:
         for task, result in self.engine.run(self.setup, todo):
             self.outcomes |= {o["key"]: o for o in result["outcomes"]}
             with (self.setup.out / WORK / "times.jsonl").open("a") as times:  # for estimates of later runs
@@ -186,6 +192,33 @@ class _Batch:
                 if outcome["state"] == "failed":
                     log.warning("%s", outcome["error"])
             self._tell(len(self.outcomes), total, "concepts")
+
+    @contextmanager
+    def _watched(self, todo: Sequence[Chunk], total: int) -> Iterator[None]:
+        """Tells of units that are done while their chunk is not: a report is the last file of a unit."""
+        ended = threading.Event()
+
+        def watch() -> None:
+            waiting = {unit.key: self.setup.out / unit.folder / "report.json" for c in todo for unit in c.units}
+            known = {key for key, file in waiting.items() if file.is_file()}  # of an earlier run: gone through again
+            told = 0
+            while not ended.wait(1.0):
+                known -= self.outcomes.keys()
+                new = sum(f.is_file() for k, f in waiting.items() if k not in self.outcomes and k not in known)
+                if new != told:
+                    self._tell(len(self.outcomes) + new, total, "concepts")
+                told = new
+
+        thread = threading.Thread(target=watch, daemon=True)
+        if self.progress:
+            thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            if thread.is_alive():
+                thread.join()
+        self._tell(len(self.outcomes), total, "concepts")
 
     def _record(self, chunk: Chunk) -> dict[str, Any] | None:
         """The outcomes of a chunk, if all its units are done and their files are there."""

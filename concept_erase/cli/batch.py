@@ -73,7 +73,10 @@ def batch(
     strict: Annotated[bool, typer.Option("--strict", help="Stop when any row has a problem or a warning.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show rows, plan, time and disk; erase nothing.")] = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes, one core each; one per core if not given.")
+        int | None,
+        typer.Option(
+            min=1, help="Worker processes, one core each; one per core and 2 GiB of free memory if not given."
+        ),
     ] = None,
     engine: Annotated[EngineName, typer.Option(help="This machine, or a Ray cluster.")] = EngineName.LOCAL,
     address: Annotated[
@@ -94,7 +97,7 @@ def batch(
         "steps": steps, "guidance": guidance, "half": half, "joint": joint, "strict": strict,
     }  # fmt: skip
     job = build(Job, values)
-    count = workers or os.cpu_count() or 1
+    count = workers or _workers()
     if strict and listing.problems:
         told = "; ".join(f"row {p.row}: {p.message}" for p in listing.problems[:SHOWN])
         raise InputError(f"{file} has {len(listing.problems)} problems, and --strict was given. {told}")
@@ -116,6 +119,13 @@ def batch(
     event(event="done", folder=str(out))
     if listing.problems or any(entry["state"] == "failed" for entry in index["entries"]):
         raise typer.Exit(1)
+
+
+def _workers() -> int:
+    """A worker per core, as long as each has 2 GiB of memory."""
+    import psutil
+
+    return max(1, min(os.cpu_count() or 1, psutil.virtual_memory().available // 2**31))
 
 
 def _engine(name: EngineName, address: str | None, workers: int, entries: int) -> Engine:
