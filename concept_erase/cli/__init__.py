@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
-from typing import Annotated, Any, NoReturn
+from types import FrameType
+from typing import Annotated, NoReturn
 
 import typer
 
 from concept_erase import __version__
-from concept_erase.cli import batch, erase, interference
+from concept_erase.cli import batch, demo, erase, interference
 from concept_erase.cli.common import console, fail
 from concept_erase.errors import ConceptEraseError
 
@@ -42,6 +44,7 @@ def main(
 app.command()(erase.erase)
 app.command()(batch.batch)
 app.command()(interference.interference)
+app.command()(demo.demo)
 app.command()(erase.generate)
 app.command()(erase.score)
 app.command()(erase.info)
@@ -50,16 +53,35 @@ app.command("methods")(erase.list_methods)
 
 def run() -> None:
     """Entry point: errors on purpose end with one message and their exit code, never with a traceback."""
-    signal.signal(signal.SIGTERM, _interrupt)  # asked to end: the same clean stop as Ctrl-C
+    for number in (signal.SIGINT, signal.SIGTERM):  # asked to end by either: the same clean stop
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
     try:
         app()
     except ConceptEraseError as error:
         sys.exit(fail(str(error), error.exit_code))
     except KeyboardInterrupt:
-        sys.exit(fail("interrupted; nothing half-written was left behind.", 130))
+        _leave()
+    except SystemExit as done:
+        if done.code == 130:  # typer has caught the interrupt
+            _leave()
+        raise
     except OSError as error:
         sys.exit(fail(str(error), 74))
 
 
-def _interrupt(*_: Any) -> NoReturn:
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    while frame is not None:
+        # An interrupt inside an import is swallowed or turned into something else there; nothing is begun yet.
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            _leave()
+        frame = frame.f_back
     raise KeyboardInterrupt
+
+
+def _leave() -> NoReturn:
+    """End at once: taking torch down in good order takes seconds, and every file is whole already."""
+    code = fail("interrupted; nothing half-written was left behind.", 130)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
