@@ -52,7 +52,10 @@ def choose(
     trial = replace(TRIAL, contexts=contexts)
     ways = distances(model, concept, candidates, contexts)
     near = sorted(candidates, key=ways.__getitem__)[:NEAREST]
-    trials = {name: trial.edit(model, [replace(concept, anchor=name)]).measures for name in near}
+    trials = {}
+    for name in near:
+        tried = replace(concept, anchor=name)
+        _, trials[name] = trial.solved(model, [tried], trial.gather(model, tried))
     ranked = sorted(near, key=lambda name: trials[name]["undone"] ** 2 + trials[name]["damage"] ** 2)
 
     def told(name: str) -> str:

@@ -207,16 +207,20 @@ class UCE:
         """Whether the strength is chosen, for which prompts are needed that the solve does not see."""
         return self.strength is None and not self.bare
 
-    def finish(self, model: Model, concepts: Sequence[Concept], gathered: Gathered) -> Edit:
-        """The edit of all concepts from their gathered sum."""
+    def solved(self, model: Model, concepts: Sequence[Concept], gathered: Gathered) -> tuple[LowRank, dict[str, float]]:
+        """The operator on the text stream, (d, d), and its measures."""
         kept = self._kept(model, concepts)
         unseen_kept = self._kept(model, concepts, part=1) if self.checked else kept
         rank = None if self.rank is None else min(self.rank * len(concepts), len(model.gram))
         strengths = STRENGTHS if self.strength is None else (self.strength,)
-        operator, measures = solve_strongest(
+        return solve_strongest(
             gathered.fit, kept, gathered.unseen, unseen_kept, model.gram,
             strengths=strengths, ridge=self.ridge, rank=rank,
         )  # fmt: skip
+
+    def finish(self, model: Model, concepts: Sequence[Concept], gathered: Gathered) -> Edit:
+        """The edit of all concepts from their gathered sum."""
+        operator, measures = self.solved(model, concepts, gathered)
         undone, damage = measures["undone"], measures["damage"]
         where = "prompts the solve did not see" if self.checked else "the prompts it was fitted on"
         how = "given" if self.strength is not None else f"best of {len(STRENGTHS)}"
