@@ -32,10 +32,10 @@ def fit(
     Args:
         module: On return it is on the CPU again, unwrapped.
         loss: Called with the module as accelerate prepared it and the generator of this step; returns a scalar.
-        run: Its checkpoint holds the trained parameters and the optimizer. When it exists the training goes on from
-            it; at the end it is removed.
+        run: Its checkpoint holds the trained parameters, the optimizer and the losses. When it exists the training goes
+            on from it; at the end it is removed.
     Returns:
-        The loss of every step run in this call.
+        The loss of every step, those before an interruption too.
     Raises:
         NumericalError: the loss or a gradient is NaN or Inf; the checkpoint before it is kept.
     """
@@ -48,6 +48,7 @@ def fit(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / steps))
     prepared, optimizer, schedule = accelerator.prepare(module, optimizer, schedule)
     first = 0
+    history: list[float] = []
     if checkpoint is not None and checkpoint.is_file():
         state = torch.load(checkpoint, map_location=accelerator.device, weights_only=True)
         with torch.no_grad():
@@ -55,9 +56,8 @@ def fit(
                 p.copy_(state["parameters"][name])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
-        first = state["step"]
+        first, history = state["step"], state["history"]
 
-    history = []
     for step in range(first, steps):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         value = loss(prepared, generator)
@@ -76,6 +76,7 @@ def fit(
             buffer = io.BytesIO()
             state = {
                 "step": step + 1,
+                "history": history,
                 "parameters": {name: p.detach() for name, p in trained.items()},
                 "optimizer": optimizer.state_dict(),
                 "schedule": schedule.state_dict(),

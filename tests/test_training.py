@@ -89,8 +89,7 @@ def test_resuming_ends_with_the_parameters_of_an_unbroken_run(tmp_path, step):
         fit(network(), Interrupted(step, stop), steps=20, lr=0.05, seed=3, run=run, checkpoint_every=4)
     assert run.checkpoint.exists() == (step > 4)
     resumed = network()
-    rest = fit(resumed, regression, steps=20, lr=0.05, seed=3, run=run, checkpoint_every=4)
-    assert rest == whole[(step - 1) // 4 * 4 :]
+    assert fit(resumed, regression, steps=20, lr=0.05, seed=3, run=run, checkpoint_every=4) == whole
     assert equal(parameters(resumed), parameters(unbroken))
     assert not run.checkpoint.exists()
 
