@@ -27,7 +27,7 @@ NEEDED = (
 def fetch(name: str) -> tuple[Path, str]:
     """The cached snapshot of a hub model, completed with what a closed-form edit needs; the cache comes first."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     def incomplete(folder: Path) -> list[str]:
         return [pattern for pattern in NEEDED if not any(folder.glob(pattern))]
@@ -42,7 +42,7 @@ def fetch(name: str) -> tuple[Path, str]:
         folder = Path(snapshot_download(name, allow_patterns=list(NEEDED), ignore_patterns=["*non_ema*", "*.fp16.*"]))
     except RepositoryNotFoundError as error:
         raise MissingModelError(f"the hub knows no model {name!r}; check the name, or pass a folder.") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, HTTPError, OSError) as error:  # HTTPError: refused, no such host, proxy, time-out
         raise MissingModelError(
             f"{name!r} is neither in the local cache nor can the hub be reached; needed are {', '.join(NEEDED)}. "
             "Pass a folder that holds them."

@@ -1,0 +1,199 @@
+"""A finished erasure as a page: what is still recognised, before and after, what was hurt, what to take home."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from concept_erase import words as told
+
+from .library import Item
+from .models import is_sensitive
+from .view import LARGE, SMALL, Pair, capital, esc, figure, file_data, grid, message, picture_data, viewer
+
+SCORES = (
+    ("forgotten", "Forgotten", "UA"),
+    ("neighbours", "Neighbours kept", "IRA"),
+    ("contexts", "What they show, kept", "CRA"),
+)
+
+
+def pairs_of(item: Item, *, most: int = 100, side: int = LARGE) -> list[Pair]:
+    """The stored pictures of an erasure, those of the erased concept first; none if it was not scored.
+
+    Args:
+        most: How many pairs at most.
+        side: Pixels they are shown at.
+    """
+    folder = item.folder / "pictures"
+    try:
+        rows = json.loads((folder / "pictures.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    kinds = {str(c.get("target", "")).casefold(): str(c.get("kind", "")) for c in item.report.get("concepts", [])}
+    pairs = []
+    listed = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    for row in sorted(listed, key=lambda row: not row.get("erased"))[:most]:
+        files = [folder / Path(str(row.get(side, ""))).name for side in ("before", "after")]
+        if not all(file.is_file() for file in files):
+            continue
+        concept = str(row.get("concept", ""))
+        sensitive = kinds.get(concept.casefold()) == "violence" or is_sensitive(concept, str(row.get("prompt", "")))
+        before, after = (file_data(file, side) for file in files)
+        pairs.append(Pair(row, before, after, file_data(files[1], SMALL), sensitive))
+    return pairs
+
+
+def strip(folder: Path, see: Callable[[list[Image.Image]], list[str]], columns: int = 4) -> tuple[str, bool]:
+    """The first pairs of `before_after.png`, before above after: a data address, and whether any is sensitive.
+
+    Adapters of a batch come with this one picture; its layout is that of `concept_erase.picture`, and what it shows
+    only a judge can tell.
+
+    Args:
+        see: Pictures to what the judge takes them for.
+    Returns:
+        "" and False if there is no picture.
+    """
+    file = folder / "before_after.png"
+    if not file.is_file():
+        return "", False
+    key = (str(file), file.stat().st_mtime_ns, columns)
+    if key not in _strips:
+        tiles, joined = _tiles(file, columns)
+        if len(_strips) > 500:
+            _strips.clear()
+        _strips[key] = (picture_data(joined, joined.width), is_sensitive(*see(tiles)))
+    return _strips[key]
+
+
+_strips: dict[tuple[str, int, int], tuple[str, bool]] = {}
+
+
+def _tiles(file: Path, columns: int) -> tuple[list[Image.Image], Image.Image]:
+    from concept_erase.picture import GAP, HEAD, LABEL, TILE
+
+    with Image.open(file) as sheet:
+        columns = max(1, min(columns, (sheet.width - LABEL) // (TILE + GAP)))
+        joined = Image.new("RGB", (columns * TILE, 2 * TILE), "white")
+        tiles = []
+        for i in range(2 * columns):
+            x, y = LABEL + i % columns * (TILE + GAP), HEAD + 20 + i // columns * (TILE + GAP)
+            tiles.append(sheet.crop((x, y, x + TILE, y + TILE)).convert("RGB"))
+            joined.paste(tiles[-1], (i % columns * TILE, i // columns * TILE))
+    return tiles, joined
+
+
+def page(item: Item, prefix: str = "erase") -> tuple[str, str]:
+    """The result as HTML, in two parts with room for the downloads between them.
+
+    Elements are named `prefix`-words, -slider, -hurt and -grid.
+    """
+    pairs = pairs_of(item)
+    top = [words(item, prefix)]
+    if any(pair.sensitive for pair in pairs):
+        top.append(
+            '<button type="button" class="ce-unveil-all" aria-pressed="false">Show all sensitive pictures</button>'
+        )
+    top.append(viewer(pairs, f"{prefix}-slider"))
+    if not pairs and (item.folder / "before_after.png").is_file():
+        picture = file_data(item.folder / "before_after.png", 1000)
+        sensitive = any(c.get("kind") == "violence" for c in item.report["concepts"]) or is_sensitive(*item.targets)
+        top.append(figure(picture, f"{item.title}: before and after", sensitive=sensitive, kind="ce-wide"))
+    rest = [score_cards(item), hurt(item, prefix)]
+    if pairs:
+        rest.append(f"<h3>Same words, same seeds</h3>{grid(pairs, f'{prefix}-grid')}")
+    rest.append(notes(item))
+    return tuple(f'<div class="ce-result">{"".join(part)}</div>' for part in (top, rest))  # type: ignore[return-value]
+
+
+def words(item: Item, prefix: str) -> str:
+    """The headline: what a person wants to know first."""
+    scores = item.scores
+    if not scores:
+        why = item.report.get("not_scored") or "scoring was switched off"
+        return (
+            f'<div class="ce-words" id="{prefix}-words"><h2>The adapter for {esc(item.title)} is ready.</h2>'
+            f"<p>It was not scored: {esc(why)}.</p></div>"
+        )
+    before, after = scores["before"], scores["after"]
+    n = int(before["UA"]["n"])
+    knew = n - told.count(before["UA"])[0]
+    was = f"Before, {'all' if knew == n else f'{knew:,}'} of them were."
+    stayed = told.kept(after["IRA"], _kind(item))
+    return (
+        f'<div class="ce-words" id="{prefix}-words"><h2>{esc(told.recognised(after["UA"], item.title))}</h2>'
+        f"<p>{esc(was)} {esc(capital(stayed))}</p></div>"
+    )
+
+
+def _kind(item: Item) -> str:
+    """The kind of what was erased, "" where there are several."""
+    kinds = {str(c.get("kind", "")) for c in item.report.get("concepts", [])}
+    return kinds.pop() if len(kinds) == 1 else ""
+
+
+def _meaning(name: str, item: Item, after: dict[str, Any], before: dict[str, Any] | None) -> str:
+    if name == "UA":
+        return told.recognised(after, item.title, before=before)
+    return (told.kept if name == "IRA" else told.shown)(after, _kind(item), before=before)
+
+
+def score_cards(item: Item) -> str:
+    """The three scores, each as a sentence and as its interval on a line from 0 to 100."""
+    scores = item.scores
+    if not scores:
+        return ""
+    cards = []
+    for _, title, name in SCORES:
+        after, before = scores["after"].get(name), scores["before"].get(name)
+        if not after:
+            continue
+        cards.append(
+            f'<div class="ce-card"><h3 class="ce-h4">{esc(title)}</h3>'
+            f'<p class="ce-number">{after["value"]:.0f}<small>%</small></p>'
+            f"{interval(after, before)}<p>{esc(_meaning(name, item, after, before))}</p></div>"
+        )
+    return f'<div class="ce-cards">{"".join(cards)}</div>'
+
+
+def interval(after: dict[str, Any], before: dict[str, Any] | None) -> str:
+    """A 95% interval drawn as a band; a tick where it was before."""
+    low, high, value = (max(0.0, min(100.0, float(after[k]))) for k in ("low", "high", "value"))
+    tick = f'<i class="ce-was" style="left:{float(before["value"]):.1f}%"></i>' if before else ""
+    was = f"; before: {before['value']:.0f}%" if before else ""
+    return (
+        f'<div class="ce-interval" role="img" aria-label="{value:.0f}%, between {low:.0f} and {high:.0f}{was}">'
+        f'<b style="left:{low:.1f}%;width:{max(high - low, 1):.1f}%"></b>'
+        f'<i class="ce-is" style="left:{value:.1f}%"></i>{tick}</div>'
+    )
+
+
+def hurt(item: Item, prefix: str) -> str:
+    """The kept concept that lost most, in words."""
+    counted = (item.scores or {}).get("by_concept") or {}
+    text = told.hurt_most(counted, item.targets)
+    return f'<p class="ce-hurt" id="{prefix}-hurt">{esc(text)}</p>' if text else ""
+
+
+def notes(item: Item) -> str:
+    """How it was made, folded."""
+    report = item.report
+    lines = "".join(f"<li>{esc(note)}</li>" for note in report.get("notes", []))
+    anchors = ", ".join(f"{c['target']} becomes {c['anchor']}" for c in report["concepts"] if c.get("anchor"))
+    lead = f"<p>{esc(anchors)}.</p>" if anchors else ""
+    scores = report.get("scores") or {}
+    judge = f"<p>Judge: {esc(scores['judge'])}. Scorer: {esc(scores['scorer'])}.</p>" if scores.get("judge") else ""
+    return (
+        f'<details class="ce-notes"><summary>How it was made</summary>{lead}<ul>{lines}</ul>{judge}'
+        f"<p>Method: {esc(item.method)}. Generator: {esc(item.base)}.</p></details>"
+    )
+
+
+def failure(text: str) -> str:
+    """A job that ended without a result."""
+    return message(text, bad=True)

@@ -1,0 +1,151 @@
+"""What tabs share: their surroundings, the panel that watches a job, and how errors are shown."""
+
+from __future__ import annotations
+
+import shutil
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from concept_erase.errors import ConceptEraseError
+
+from .. import view
+from ..jobs import CANCELLED, DONE, ENDED, FAILED, Job
+from ..library import Item, zipped
+from ..studio import Studio
+
+LIGHT: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+DRAWING: dict[str, Any] = {
+    "api_visibility": "private", "show_progress": "hidden", "concurrency_limit": 1, "concurrency_id": "draw",
+}  # fmt: skip
+FILES = (
+    ("kohya", "For ComfyUI, A1111, Forge, InvokeAI"),
+    ("peft", "For diffusers"),
+    ("report", "Report"),
+    ("zip", "Everything as zip"),
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tab is built.
+
+    Attributes:
+        page: The whole page.
+        model: State with the chosen generator, "" being the embedded one.
+        scorer: State with the chosen scorer, "" being the generator's own.
+    """
+
+    studio: Studio
+    page: gr.Blocks
+    model: gr.State
+    scorer: gr.State
+
+
+def sentence(error: BaseException) -> str:
+    """An error for the page: ours in full, anything else without its insides, which go to the terminal."""
+    if isinstance(error, ConceptEraseError):
+        text = str(error)
+        return view.capital(text) + ("" if text.endswith((".", "?")) else ".")
+    traceback.print_exception(error)
+    return "Something went wrong on our side; the terminal that runs the demo says what. Try again."
+
+
+def downloads(studio: Studio, item: Item) -> list[Path | None]:
+    """Copies for download, in the order of `FILES`: the originals lie where nothing is handed out."""
+    place = studio.uploads / "downloads" / item.id
+    place.mkdir(parents=True, exist_ok=True)
+    copies: list[Path | None] = []
+    for source in (item.kohya, item.peft, item.folder / "report.json"):
+        copies.append(Path(shutil.copyfile(source, place / source.name)) if source and source.is_file() else None)
+    return [*copies, zipped([item.folder], place / f"{item.folder.name}.zip")]
+
+
+class Panel:
+    """Progress, cancel button, result and downloads of one job; its elements are named after the tab.
+
+    Args:
+        place: Where it is built.
+        prefix: Start of the elements' names.
+        result: The result of a finished job as HTML, above and below the downloads, and its adapter.
+    """
+
+    def __init__(
+        self, place: Place, prefix: str, result: Callable[[Job], tuple[str, str, Item | None]], *, files: bool = True
+    ) -> None:
+        self.studio, self.prefix, self._result = place.studio, prefix, result
+        self.job = gr.State("")
+        self.status = gr.HTML(self._state("idle"), elem_id=f"{prefix}-status", elem_classes="ce-status")
+        self.cancel = gr.Button(
+            "Cancel", variant="stop", size="md", visible=False, elem_id=f"{prefix}-cancel", elem_classes="ce-small"
+        )
+        self.result = gr.HTML("", elem_id=f"{prefix}-result")
+        self.files: list[gr.DownloadButton] = []
+        with gr.Column(visible=False, elem_id=f"{prefix}-files", elem_classes="ce-files") as self.row:
+            if files:
+                gr.HTML("<h3>Take it home</h3>")
+                with gr.Row():
+                    for name, label in FILES:
+                        button = gr.DownloadButton(label, size="md", elem_id=f"{prefix}-file-{name}", min_width=150)
+                        self.files.append(button)
+        self.rest = gr.HTML("", elem_id=f"{prefix}-more")
+        self.timer = gr.Timer(0.5, active=False)
+        self.outputs = [self.job, self.status, self.cancel, self.timer, self.result, self.rest, self.row, *self.files]
+        self.timer.tick(self._tick, self.job, self.outputs, **LIGHT)
+        self.cancel.click(self._cancel, self.job, self.outputs, **LIGHT)
+
+    def _state(self, value: str, inner: str = "") -> str:
+        return view.state(f"{self.prefix}-state", value, inner)
+
+    def failed(self, error: BaseException) -> list[Any]:
+        """Updates that say why nothing runs; an earlier result stays."""
+        inner = view.message(sentence(error), bad=True)
+        rest = [gr.skip()] * (len(self.outputs) - 4)
+        return ["", self._state("failed", inner), gr.update(visible=False), gr.Timer(active=False), *rest]
+
+    def show(self, job: Job) -> list[Any]:
+        """Updates for a job as it stands."""
+        if job.state not in ENDED:
+            bar = view.progress_bar(job, self.studio.queue.progress(job.id))
+            return [
+                job.id, self._state("running", bar), gr.update(visible=True, interactive=True), gr.Timer(active=True),
+                "", "", gr.update(visible=False), *[gr.skip()] * len(self.files),
+            ]  # fmt: skip
+        ending: list[Any] = [gr.update(visible=False), gr.Timer(active=False)]
+        hidden = ["", "", gr.update(visible=False), *[gr.skip()] * len(self.files)]
+        if job.state == CANCELLED:
+            told = view.message("Cancelled. Nothing was changed; pictures that were drawn are kept for the next time.")
+            return [job.id, self._state(CANCELLED, told), *ending, *hidden]
+        if job.state == FAILED:
+            told = view.message(view.capital(job.message or "it failed without a reason."), bad=True)
+            return [job.id, self._state(FAILED, told), *ending, *hidden]
+        top, rest, item = self._result(job)
+        told = view.message(view.capital(job.message)) if job.message else ""
+        paths = downloads(self.studio, item) if item and self.files else [None] * len(self.files)
+        buttons = [gr.update(value=str(path) if path else None, visible=path is not None) for path in paths]
+        return [job.id, self._state(DONE, told), *ending, top, rest, gr.update(visible=bool(item)), *buttons]
+
+    def _tick(self, key: str) -> list[Any]:
+        try:
+            job = self.studio.queue.get(key)
+            if job.state not in ENDED:  # what has not changed is not sent
+                bar = view.progress_bar(job, self.studio.queue.progress(job.id))
+                return [gr.skip(), self._state("running", bar), *[gr.skip()] * (len(self.outputs) - 2)]
+            return self.show(job)
+        except Exception as error:
+            return self.failed(error)
+
+    def _cancel(self, key: str) -> list[Any]:
+        try:
+            return self.show(self.studio.queue.cancel(key))
+        except Exception as error:
+            return self.failed(error)
+
+    def running(self, what: str) -> list[Any]:
+        """For a page that is opened while a job of this tab runs: watch it; else nothing."""
+        waiting = [job for job in self.studio.queue.jobs() if job.what == what and job.state not in ENDED]
+        return self.show(waiting[-1]) if waiting else [gr.skip()] * len(self.outputs)

@@ -1,0 +1,142 @@
+"""Erase: pick what to forget, press one button, see what is left of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from concept_erase import embedded
+from concept_erase.concepts import Kind
+
+from .. import results, view
+from ..jobs import Job
+from ..library import Item
+from ..models import is_sensitive, tile_prompts
+from .common import DRAWING, LIGHT, Panel, Place
+from .settings import Advanced
+
+KINDS = (("A style", "style"), ("An object", "object"), ("Violent content", "violence"), ("A person", "identity"))
+COLUMNS = {10: 10, 12: 6}  # tiles in a row, by how many there are
+# A click is remembered in the page and changes the field there: the button may be pressed before a server could answer.
+PICK = (
+    "element.addEventListener('click', (e) => { const t = e.target.closest('[data-name]'); if (!t) return; "
+    "window.cePicked = t.dataset.name; trigger('click'); })"
+)
+TOGGLE = (
+    "(names) => { const n = window.cePicked, had = [].concat(names ?? []); "  # one output: a list in a list
+    "return [!n ? had : had.includes(n) ? had.filter((x) => x !== n) : [...had, n]]; }"
+)
+NOBODY = (
+    '<p class="ce-quiet">The built-in generator draws no real people. Type a name, and choose a generator that knows '
+    "it at the end of the page.</p>"
+)
+MARK = (
+    "(names) => { document.querySelectorAll('#erase-chips [data-name]').forEach((b) => "
+    "b.setAttribute('aria-pressed', String((names || []).includes(b.dataset.name)))); }"
+)
+
+
+def known(kind: object, model: str = "") -> list[str]:
+    """What can be picked: the embedded generator's vocabulary; other generators know more than a list could hold."""
+    if model:
+        return []
+    if kind == Kind.STYLE:
+        return list(embedded.styles())
+    if kind == Kind.OBJECT:
+        return list(embedded.objects(violent=False))
+    return list(embedded.objects(violent=True)) if kind == Kind.VIOLENCE else []
+
+
+def chips(kind: object, pictures: list[tuple[str, Any]] | None, chosen: list[str] | None = None) -> str:
+    """A button with a picture for each concept that can be picked; without pictures, initials hold their place."""
+    try:
+        names, _ = tile_prompts(Kind(str(kind)))
+    except ValueError:
+        names = []
+    if not names:
+        return NOBODY
+    drawn = dict(pictures or ())
+    parts = []
+    for name in names:
+        blurred = " ce-blurred" if is_sensitive(name) else ""
+        inside = f'<img src="{view.picture_data(drawn[name], 160)}" alt="">' if name in drawn else "<i></i>"
+        pressed = "true" if name in (chosen or ()) else "false"
+        parts.append(
+            f'<button type="button" class="ce-chip{blurred}" data-name="{view.esc(name)}" aria-pressed="{pressed}">'
+            f"{inside}<span>{view.esc(name)}</span></button>"
+        )
+    columns = COLUMNS.get(len(names), 8)
+    return (
+        f'<div class="ce-chips" style="--n:{columns}" role="group" aria-label="Concepts the generator knows">'
+        f"{''.join(parts)}</div>"
+    )
+
+
+def build(place: Place) -> None:
+    """The tab."""
+    studio = place.studio
+    gr.HTML(
+        '<div class="ce-lead"><h2>What should it forget?</h2><p>Pick it, press the button, and see what the generator '
+        "draws afterwards.</p></div>"
+    )
+    kind = gr.Radio(list(KINDS), value="style", label="Kind", show_label=False, elem_id="erase-kind", container=False)
+    tiles = gr.HTML(chips("style", studio.generators.tiles_at_hand(Kind.STYLE)), elem_id="erase-chips", js_on_load=PICK)
+    names = known("style", studio.defaults.model)
+    with gr.Row(elem_classes="ce-pairrow"):
+        target = gr.Dropdown(
+            names, multiselect=True, allow_custom_value=True, value=[], label="Forget", elem_id="erase-target",
+            info="Pick above, choose from the list, or type a name and press Enter.", min_width=300,
+        )  # fmt: skip
+        preserve = gr.Dropdown(
+            names, multiselect=True, allow_custom_value=True, value=[], label="What must stay",
+            info="Its neighbours are kept if you leave this empty.", elem_id="erase-preserve", min_width=300,
+        )  # fmt: skip
+    advanced = Advanced("erase", studio.defaults)
+    go = gr.Button("Erase", variant="primary", elem_id="erase-go", elem_classes="ce-go")
+
+    def result(job: Job) -> tuple[str, str, Item | None]:
+        item = studio.item_of(job)
+        return (
+            (*results.page(item), item) if item else (results.failure("The result is gone; erase it again."), "", None)
+        )
+
+    panel = Panel(place, "erase", result)
+
+    def at_hand(kind: str) -> list[tuple[str, Any]]:
+        return studio.generators.tiles_at_hand(Kind(kind)) if kind in list(Kind) else []
+
+    def change_kind(kind: str, model: str) -> list[Any]:
+        names = known(kind, model)
+        return [
+            chips(kind, at_hand(kind)) if not model else "",
+            gr.update(choices=names, value=[]),
+            gr.update(choices=names, value=[]),
+        ]
+
+    def draw(kind: str, model: str, chosen: list[str] | None) -> Any:
+        if model:
+            return ""
+        try:
+            return chips(kind, studio.generators.tiles(Kind(kind)), chosen)
+        except Exception:  # the pictures are an ornament: names are enough to go on
+            return gr.skip()
+
+    def start(kind: str, targets: Any, preserve: Any, model: str, scorer: str, *rest: Any) -> list[Any]:
+        try:
+            chosen = advanced.read(*rest)
+            return panel.show(studio.erase(targets, kind, preserve, model=model, scorer=scorer, **chosen))
+        except Exception as error:
+            return panel.failed(error)
+
+    kind.change(change_kind, [kind, place.model], [tiles, target, preserve], **LIGHT).then(
+        draw, [kind, place.model, target], tiles, **DRAWING
+    )
+    place.model.change(change_kind, [kind, place.model], [tiles, target, preserve], **LIGHT).then(
+        draw, [kind, place.model, target], tiles, **DRAWING
+    )
+    tiles.click(None, target, target, js=TOGGLE, api_visibility="private")
+    target.change(None, target, None, js=MARK, api_visibility="private")
+    go.click(start, [kind, target, preserve, place.model, place.scorer, *advanced.inputs], panel.outputs, **LIGHT)
+    place.page.load(lambda: panel.running("erase"), None, panel.outputs, **LIGHT)
+    place.page.load(draw, [kind, place.model, target], tiles, **DRAWING)

@@ -1,0 +1,190 @@
+"""Library: the adapters made so far; composed, exported, deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from concept_erase import words as told
+
+from .. import shelf as acts
+from .. import view
+from ..library import Item
+from ..models import is_sensitive
+from ..results import pairs_of, strip
+from .break_it import choices
+from .common import DRAWING, LIGHT, Place, sentence
+from .erase import PICK, TOGGLE
+
+MARK = (
+    "(ids) => { document.querySelectorAll('#library-list [data-name]').forEach((b) => "
+    "b.setAttribute('aria-pressed', String((ids || []).includes(b.dataset.name)))); }"
+)
+See = Callable[[list[Image.Image]], list[str]]  # what a judge takes pictures for
+SHOWN = 48
+ORIGINS = {"erasure": "", "composed": "composed", "batch": "from a batch"}
+
+
+def cards(items: list[Item], see: See, chosen: Collection[str] = ()) -> str:
+    """The shelf: a picture pair, what is erased, how well."""
+    if not items:
+        return view.message("Nothing here yet. What you erase is kept here.")
+    shown = "".join(_card(item, item.id in chosen, see) for item in items[:SHOWN])
+    more = f'<p class="ce-quiet">and {len(items) - SHOWN:,} more.</p>' if len(items) > SHOWN else ""
+    return f'<div class="ce-result"><div class="ce-shelf" role="list">{shown}</div>{more}</div>'
+
+
+def _card(item: Item, chosen: bool, see: See) -> str:
+    pairs = [pair for pair in pairs_of(item, most=2, side=view.SMALL) if pair.erased]
+    sensitive = any(c.get("kind") == "violence" for c in item.report["concepts"]) or is_sensitive(*item.targets)
+    pictures = "".join(
+        f'<img src="{source}" alt="{view.esc(f"{word}: {pair.prompt}")}">'
+        for pair in pairs
+        for word, source in (("before", pair.before), ("after", pair.after))
+    )
+    data, shown = ("", False) if pictures else strip(item.folder, see, 2)
+    sensitive = sensitive or shown or any(pair.sensitive for pair in pairs)
+    if data:
+        pictures = f'<img class="ce-all" src="{data}" alt="{view.esc(f"{item.title}: before above after")}">'
+    initial = f'<i aria-hidden="true">{view.esc(item.title[:1].upper())}</i>'
+    holder = f'<div class="ce-quad{" ce-blurred" if sensitive else ""}">{pictures or initial}</div>'
+    scores = item.scores
+    text = told.recognised(scores["after"]["UA"], "it") if scores else "not scored"
+    origin = f' <span class="ce-badge">{ORIGINS[item.origin]}</span>' if ORIGINS[item.origin] else ""
+    take = (
+        f'<button type="button" class="ce-take" data-name="{item.id}" aria-pressed="{"true" if chosen else "false"}" '
+        f'aria-label="{view.esc(f"Pick {item.title}")}"><span aria-hidden="true">\u2713</span></button>'
+    )
+    return (
+        f'<article class="ce-item" role="listitem" data-id="{item.id}">{holder}{take}'
+        f'<h3 class="ce-h4">{view.esc(item.title)}{origin}</h3>'
+        f"<p>{view.esc(view.capital(text))}</p>"
+        f'<p class="ce-quiet">{view.esc(item.method)}, {view.esc(item.base)}</p></article>'
+    )
+
+
+def matrix(found: Any) -> str:
+    """The interference as a table of shaded cells: numbers are there for who cannot see the shades."""
+    columns = list(range(len(found.concepts)))[:24]
+    head = "".join(
+        f'<th scope="col" class="{"ce-gone" if found.erased[j] else ""}"><span>{view.esc(found.concepts[j])}</span>'
+        "</th>"
+        for j in columns
+    )
+    rows = []
+    names = [name.removeprefix("Erases ") for name in found.adapters]
+    listed = list(zip(names, found.moved, found.own, strict=True))
+    for name, moved, own in [*listed, ("all together", found.together, [False] * len(found.concepts))]:
+        values = [(float(moved[j]), bool(own[j])) for j in columns]
+        cells = "".join(
+            f'<td style="--v:{min(1.0, value):.3f}"{_classes(mine, value)}>{value:.2f}</td>' for value, mine in values
+        )
+        rows.append(f'<tr><th scope="row">{view.esc(name)}</th>{cells}</tr>')
+    lead = ""
+    for w in found.worst(1):
+        lead = f"Most in the way: {w['adapter'].removeprefix('Erases ')} moves {w['concept']} {told.moved(w['moved'])}."
+    return (
+        f'<div class="ce-result"><h3>How they move each other</h3><p>{view.esc(lead)}</p>'
+        '<div class="ce-scroll" tabindex="0" role="region" aria-label="Interference">'
+        '<table class="ce-matrix" id="library-matrix"><caption class="ce-hidden">How far each adapter moves each '
+        "concept; 1 is as far as the way to its anchor</caption>"
+        f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        '<p class="ce-quiet">1 is as far as the way from a concept to what it becomes. Outlined: what the adapter '
+        "erases itself. Names in red are erased, the others should stay near 0.</p></div>"
+    )
+
+
+def _classes(own: bool, value: float) -> str:
+    names = [*(["ce-own"] if own else []), *(["ce-deep"] if value > 0.5 else [])]
+    return f' class="{" ".join(names)}"' if names else ""
+
+
+def build(place: Place, tab: gr.Tab) -> None:
+    """The tab."""
+    studio = place.studio
+    gr.HTML(
+        '<div class="ce-lead"><h2>Your library</h2><p>Everything erased so far. Pick some to put together, take home '
+        "or remove.</p></div>"
+    )
+    shelf = gr.HTML("", elem_id="library-list", js_on_load=PICK)
+    picked = gr.Dropdown(
+        [], multiselect=True, label="Picked", info="One or several.", elem_id="library-pick",
+    )  # fmt: skip
+    with gr.Row(elem_classes="ce-actions"):
+        compose = gr.Button("Put together", variant="primary", elem_id="library-compose", min_width=150)
+        export = gr.Button("Take home as zip", elem_id="library-export", min_width=150)
+        delete = gr.Button("Delete", variant="stop", elem_id="library-delete", min_width=120)
+    with gr.Row(visible=False, elem_classes="ce-confirm", elem_id="library-confirm-row") as confirm_row:
+        question = gr.HTML("")
+        confirm = gr.Button("Delete for good", variant="stop", size="md", elem_id="library-confirm", min_width=140)
+        keep = gr.Button("Keep", size="md", elem_id="library-keep", min_width=100)
+    status = gr.HTML(view.state("library-state", "idle"), elem_id="library-status")
+    zip_file = gr.DownloadButton(
+        "Download the zip", size="md", visible=False, elem_id="library-zip", elem_classes="ce-small"
+    )
+    result = gr.HTML("", elem_id="library-result")
+
+    def see(tiles: list[Image.Image]) -> list[str]:
+        return studio.generators.seen("", tiles)
+
+    def listing(chosen: list[str] | None) -> list[Any]:
+        items = studio.library.items()
+        known = {item.id for item in items}
+        kept = [c for c in chosen or () if c in known]
+        return [cards(items, see, kept), gr.update(choices=choices(items), value=kept)]
+
+    def failed(error: Exception) -> str:
+        return view.state("library-state", "failed", view.message(sentence(error), bad=True))
+
+    def begin() -> str:
+        return view.state(
+            "library-state", "running", view.message("Putting them together, drawing with them, measuring.")
+        )
+
+    def put_together(chosen: list[str] | None, model: str) -> list[Any]:
+        try:
+            item = acts.compose(studio, chosen)
+            html = matrix(acts.measure(studio, chosen, model))
+            text = f"Made: {item.title}. It is in your library as one adapter."
+            return [view.state("library-state", "done", view.message(text)), html, *listing(chosen)]
+        except Exception as error:
+            return [failed(error), gr.skip(), gr.skip(), gr.skip()]
+
+    def take_home(chosen: list[str] | None) -> list[Any]:
+        try:
+            return [
+                view.state("library-state", "done"),
+                gr.update(value=str(acts.export(studio, chosen)), visible=True),
+            ]
+        except Exception as error:
+            return [failed(error), gr.update(visible=False)]
+
+    def ask(chosen: list[str] | None) -> list[Any]:
+        try:
+            items = studio.library.some(chosen)
+            names = "; ".join(item.title for item in items)
+            return [gr.update(visible=True), view.message(f"Delete {names}? This cannot be undone."), gr.skip()]
+        except Exception as error:
+            return [gr.update(visible=False), "", failed(error)]
+
+    def remove(chosen: list[str] | None) -> list[Any]:
+        try:
+            names = [acts.delete(studio, item.id).title for item in studio.library.some(chosen)]
+            told_ = view.state("library-state", "done", view.message(f"Deleted: {'; '.join(names)}."))
+            return [told_, gr.update(visible=False), "", gr.update(visible=False), *listing([])]
+        except Exception as error:
+            return [failed(error), gr.update(visible=False), gr.skip(), gr.skip(), *listing(chosen)]
+
+    shelf.click(None, picked, picked, js=TOGGLE, api_visibility="private")
+    picked.change(None, picked, None, js=MARK, api_visibility="private")
+    tab.select(listing, picked, [shelf, picked], **LIGHT)
+    compose.click(begin, None, status, **LIGHT).then(
+        put_together, [picked, place.model], [status, result, shelf, picked], **DRAWING
+    )
+    export.click(take_home, picked, [status, zip_file], **LIGHT)
+    delete.click(ask, picked, [confirm_row, question, status], **LIGHT)
+    keep.click(lambda: gr.update(visible=False), None, confirm_row, **LIGHT)
+    confirm.click(remove, picked, [status, confirm_row, result, zip_file, shelf, picked], **LIGHT)
