@@ -13,6 +13,19 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     Raises:
         OutputError: disk full or folder not writable; what was there before is intact and no temporary is left.
     """
+    for last in (False, False, True):
+        try:
+            _write(path, data)
+            return
+        except OSError as error:
+            # the temporary is gone when another worker was given the same task and cleaned up before it began
+            if last or not isinstance(error, FileNotFoundError):
+                reason = error.strerror or error
+                told = f"{path} could not be written ({reason}); free space or choose another --out."
+                raise OutputError(told) from error
+
+
+def _write(path: Path, data: bytes | str) -> None:
     partial: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,9 +37,6 @@ def atomic_write(path: Path, data: bytes | str) -> None:
             os.fsync(file.fileno())
         partial.chmod(0o644)
         os.replace(partial, path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise OutputError(f"{path} could not be written ({reason}); free space or choose another --out.") from error
     finally:
         if partial:
             partial.unlink(missing_ok=True)

@@ -38,6 +38,24 @@ def test_a_failing_write_keeps_the_old_file_and_leaves_no_temporary(tmp_path, mo
     assert path.read_text() == "old"
 
 
+@pytest.mark.parametrize("step", ["replace", "fsync"])
+def test_a_temporary_that_another_worker_removed_is_written_again(tmp_path, monkeypatch, step):
+    path, real, removed = tmp_path / "file", getattr(os, step), []
+
+    def cleaned_before(*arguments):
+        if not removed:
+            (temporary,) = tmp_path.glob(".*.tmp")
+            temporary.unlink()
+            removed.append(temporary)
+        return real(*arguments)
+
+    monkeypatch.setattr(os, step, cleaned_before)
+    atomic_write(path, "new")
+    assert len(removed) == 1
+    assert names_in(tmp_path) == ["file"]
+    assert path.read_text() == "new"
+
+
 def test_an_interruption_in_the_middle_leaves_no_temporary(tmp_path, monkeypatch):
     path = tmp_path / "file"
     atomic_write(path, "old")
