@@ -1,7 +1,7 @@
 """A real list through `concept-erase batch`, one command: seconds, memory of all its processes, disk, and what failed.
 
     python benchmarks/lists.py LIST                       # on the embedded generator
-    python benchmarks/lists.py LIST --layout sd14 --work DIR --set contexts=1 --set strength=1
+    python benchmarks/lists.py LIST --layout sd14 --work DIR --set bare=true --anchor art
 
 The second run of the same command, which finds everything done, is timed as well. With `--layout sd14` the base is
 Stable Diffusion 1.4 in layout and size with random weights: what a closed form costs depends on shapes alone.
@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("list", type=Path)
     parser.add_argument("--layout", choices=("embedded", "sd14"), default="embedded")
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="NAME=VALUE")
+    parser.add_argument("--anchor", help="what rows that name none become; chosen for each if not given")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--pictures", type=int, default=0)
     parser.add_argument("--work", type=Path, help="where model and results go; a temporary folder if not given")
@@ -72,6 +73,7 @@ def main() -> None:
         shutil.rmtree(out, ignore_errors=True)
         command = [sys.executable, "-m", "concept_erase", "batch", str(options.list), "--out", str(out)]
         command += ["--pictures", str(options.pictures), "--workers", str(options.workers)]
+        command += ["--anchor", options.anchor] if options.anchor else []
         command += [part for setting in options.settings for part in ("--set", setting)]
         if options.layout == "sd14":
             folder = work / "sd14"
@@ -88,6 +90,7 @@ def main() -> None:
             "list": options.list.name,
             "base": options.layout,
             "settings": options.settings,
+            "anchor": options.anchor,
             "pictures": options.pictures,
             "workers": options.workers,
             "exit_code": code,

@@ -59,6 +59,9 @@ def batch(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for all results; an earlier run is gone on with.")],
     kind: Annotated[Kind, typer.Option(help="Kind of the rows that name none.")] = Kind.STYLE,
+    anchor: Annotated[
+        str | None, typer.Option(help="What rows that name no anchor become; chosen for each if not given.")
+    ] = None,
     method: Annotated[str, typer.Option(help="Method of the rows that name none.")] = "uce",
     setting: SettingOption = None,
     model: ModelOption = None,
@@ -91,7 +94,7 @@ def batch(
     from concept_erase.lists import read_list
     from concept_erase.schema import Job, build
 
-    listing = read_list(file, defaults={"kind": kind})
+    listing = read_list(file, defaults={"kind": kind, **({"anchor": anchor} if anchor is not None else {})})
     values = {
         "model": model, "method": method, "settings": settings_from(setting), "pictures": n, "scorer": scorer,
         "steps": steps, "guidance": guidance, "half": half, "joint": joint, "strict": strict,
