@@ -3,14 +3,14 @@ import json
 import pytest
 import torch
 from batches import ROWS, SETTINGS, TOO_LONG, adapter_in, hashes, job_of, listed, temporaries
-from conftest import quick
 from PIL import Image
 
 from concept_erase import Concept, erase, erase_list
 from concept_erase.adapter import Adapter
 from concept_erase.batch import runner
 from concept_erase.batch.engines import Here, Processes
-from concept_erase.errors import InputError
+from concept_erase.errors import InputError, NumericalError
+from concept_erase.generate import Sampling
 from concept_erase.methods import make
 
 ENCODER = {"steps": 3, "contexts": 2, "preserve_prompts": 20, "forget_batch": 4, "retain_batch": 4}
@@ -185,30 +185,71 @@ def test_a_method_or_setting_that_does_not_exist_is_refused_before_any_work(base
     assert hashes(tmp_path) == {}
 
 
+def test_a_joint_adapter_that_fails_does_not_stop_the_rest(base_folder, tmp_path, monkeypatch):
+    from concept_erase.methods.uce import UCE
+
+    finish = UCE.finish
+
+    def ill_conditioned(self, model, concepts, gathered):
+        if len(concepts) == 4:
+            raise NumericalError("the UCE system is ill-conditioned")
+        return finish(self, model, concepts, gathered)
+
+    monkeypatch.setattr(UCE, "finish", ill_conditioned)
+    index = erase_list(listed(), job_of(base_folder), tmp_path)
+    assert [e["state"] for e in index["entries"]] == ["done"] * 4
+    assert {j["tag"]: j["state"] for j in index["joint"]} == {"all": "failed", "flat": "done", "painted": "done"}
+    failed = index["joint"][0]
+    assert "ill-conditioned" in failed["error"]
+    assert (failed["folder"], failed["adapter"]) == (None, None)
+    assert failed["members"] == [row["target"] for row in ROWS]
+    assert index["interference"]
+    assert json.loads((tmp_path / "index.json").read_text()) == index
+    assert (tmp_path / "index.html").is_file()
+    monkeypatch.undo()
+    assert {j["state"] for j in erase_list(listed(), job_of(base_folder), tmp_path)["joint"]} == {"done"}
+
+
+def test_interference_that_cannot_be_measured_does_not_stop_the_rest(base_folder, tmp_path):
+    fits_alone = " ".join("abcdefghijklmnopqrst")  # but not "an icon in ... style"
+    rows = [{"target": fits_alone, "anchor": "toy"}, {"target": "Van Gogh", "anchor": "art"}]
+    index = erase_list(listed(*rows), job_of(base_folder, settings={"bare": True}), tmp_path)
+    assert [e["state"] for e in index["entries"] + index["joint"]] == ["done"] * 3
+    assert index["interference"] is None
+    assert any("interference" in notice and "shorten it" in notice for notice in index["notices"])
+    assert json.loads((tmp_path / "index.json").read_text()) == index
+
+
 # -- scored, and by several processes ------------------------------------------------------------------------------
 
 
-def test_scores_and_pictures_are_the_same_from_one_process_and_from_two(
-    base_folder, scorer_folder, tmp_path, monkeypatch
-):
+def test_every_adapter_is_scored_and_drawn(base_folder, scorer_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("concept_erase.perceptual._alexnet_distance", lambda: None)  # it would try to fetch weights
+    monkeypatch.setenv("CONCEPT_ERASE_CACHE", str(tmp_path / "cache"))
     job = job_of(base_folder, pictures=2, scorer=str(scorer_folder), steps=1)
-    rows = [ROWS[0], {**ROWS[1], "method": "encoder"}, ROWS[2]]
-    monkeypatch.setattr(runner, "SCORED_CHUNK", 1)
-    monkeypatch.setattr("concept_erase.methods.encoder.Encoder.steps", 3)
-    indices = []
-    for name, engine in (("one", Here()), ("two", Processes(2))):
-        monkeypatch.setenv("CONCEPT_ERASE_CACHE", str(tmp_path / f"cache of {name}"))
-        indices.append(erase_list(listed(*rows), job, tmp_path / name, engine=engine))
-    assert indices[0] == indices[1]
-    assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
-    for outcome in indices[0]["entries"] + indices[0]["joint"]:
+    index = erase_list(listed(*ROWS[:2], ROWS[3]), job, tmp_path / "out")
+    alone = erase(
+        Concept("twemoji", anchor="fluent"), base_folder, make("uce", SETTINGS), n=2, scorer=str(scorer_folder),
+        sampling=Sampling(1),
+    )  # fmt: skip
+    assert index["entries"][0]["scores"] == {n: alone.scores.as_dict()[n] for n in ("UA", "IRA", "CRA", "H")}
+    for outcome in index["entries"] + index["joint"]:
         n = 2 * len(outcome.get("members", [1]))
         assert outcome["not_scored"] is None
-        assert sorted(outcome["scores"]) == ["CRA", "H", "IRA", "UA"]
         assert outcome["scores"]["UA"]["before"]["n"] == outcome["scores"]["UA"]["after"]["n"] == n
-        with Image.open(tmp_path / "one" / outcome["folder"] / outcome["picture"]) as picture:
+        with Image.open(tmp_path / "out" / outcome["folder"] / outcome["picture"]) as picture:
             assert picture.width > 128
     assert temporaries(tmp_path) == []
+
+
+def test_two_processes_make_what_one_makes(batch, base_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "CHUNK", 1)
+    indices = [erase_list(listed(), job_of(base_folder), tmp_path / e.__class__.__name__, engine=e)
+               for e in (Here(), Processes(2))]  # fmt: skip
+    assert indices[0] == indices[1]
+    one, two = (hashes(tmp_path / name) for name in ("Here", "Processes"))
+    assert one == two
+    assert {name for name in one if name.startswith("concepts/")} < set(hashes(batch[0]))
 
 
 # -- the index -----------------------------------------------------------------------------------------------------
@@ -225,7 +266,7 @@ def test_the_index_tells_all_of_every_adapter(batch, base_folder):
         "version", "base", "job", "entries", "joint", "problems", "notices", "interference",
     }  # fmt: skip
     assert index["base"]["name"] == "tiny"
-    assert index["job"] == job_of(base_folder).model_dump(mode="json")
+    assert index["job"] == {**job_of(base_folder).model_dump(mode="json"), "model": "tiny"}
     for row, (source, entry) in enumerate(zip(ROWS, index["entries"], strict=True), 1):
         assert set(entry) == OUTCOME | {"row", "target", "kind", "preserve", "method", "tags"}
         assert (entry["row"], entry["target"], entry["method"]) == (row, source["target"], "uce")
@@ -257,7 +298,9 @@ def test_two_runs_of_a_list_are_equal_byte_for_byte(batch, base_folder, tmp_path
 
 def test_progress_ends_at_the_total(base_folder, tmp_path):
     told: dict = {}
-    erase_list(listed(*ROWS[:2]), job_of(base_folder), tmp_path, progress=lambda *a: told.setdefault(a[2], []).append(a))
+    erase_list(
+        listed(*ROWS[:2]), job_of(base_folder), tmp_path, progress=lambda *a: told.setdefault(a[2], []).append(a)
+    )
     for what in ("concepts", "joint adapters"):
         done = [d for d, _, _ in told[what]]
         total = told[what][-1][1]

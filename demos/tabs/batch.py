@@ -102,10 +102,10 @@ def summary(folder: Path, see: Callable[[list[Image.Image]], list[str]]) -> str:
         return view.message("The result of this batch is gone; run it again.", bad=True)
     entries = [e for e in index["entries"] if e["state"] == "done"]
     failed = [e for e in index["entries"] if e["state"] == "failed"]
+    joint, problems = len(index["joint"]), len(index["problems"])
+    counts = f"{_some(joint, 'joint adapter')}, {len(failed):,} failed, {_some(problems, 'row')} had problems."
     parts = [
-        f'<div class="ce-words" id="batch-words"><h2>{len(entries):,} concepts erased.</h2><p>'
-        f"{len(index['joint']):,} joint adapters, {len(failed):,} failed, {len(index['problems']):,} rows had problems."
-        "</p></div>"
+        f'<div class="ce-words" id="batch-words"><h2>{_some(len(entries), "concept")} erased.</h2><p>{counts}</p></div>'
     ]
     places = [(e, (folder / str(e["folder"])).resolve()) for e in entries if e.get("picture")][:PICTURES]
     pictures = [(e, *strip(place, see)) for e, place in places if place.is_relative_to(folder)]
@@ -124,6 +124,10 @@ def summary(folder: Path, see: Callable[[list[Image.Image]], list[str]]) -> str:
     parts.append(view.table(["Row", "Forgotten", "Result", "Neighbours"], rows, "batch-results", "Results"))
     parts.append('<p class="ce-quiet">The zip holds all of it, with a page to look at: index.html.</p>')
     return f'<div class="ce-result">{"".join(parts)}</div>'
+
+
+def _some(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def _scores(entry: dict[str, Any]) -> list[str]:
@@ -217,7 +221,11 @@ def build(place: Place, tab: gr.Tab) -> None:
         past = [job for job in studio.queue.jobs() if job.what == "batch" and job.state != "cancelled"]
         if key or not past:
             return [gr.skip()] * 4
-        return panel.show(past[0])[:4] if past[0].state not in ENDED else [past[0].id, *[gr.skip()] * 3]
+        return (
+            panel.show(past[0])[:4]
+            if past[0].state not in ENDED
+            else [past[0].id, view.state("batch-state", past[0].state), gr.skip(), gr.skip()]
+        )
 
     def fill(key: str, shown: str) -> Any:
         """The pictures and scores of a finished batch; nothing else, so that a new batch is never talked over."""
