@@ -43,6 +43,7 @@ class Pass:
         reads: Local files and folders that the work reads.
         versions: Of this package's code and of torch; other ones would not give the same bytes.
         folder: Working directory, for relative paths.
+        cache: Where pictures are cached, if the user said so: nodes that share it need not draw what others drew.
     """
 
     out: Path
@@ -50,13 +51,15 @@ class Pass:
     reads: tuple[Path, ...]
     versions: str
     folder: Path
+    cache: str | None
 
 
 class Cluster:
     """Tasks on the CPUs of a Ray cluster, one CPU each.
 
     A task whose worker or node dies is given to another, up to `RETRIES` times. After a network partition two copies of
-    a task may run for a while; that is harmless, since both write the same bytes, and each file as a whole.
+    a task may run for a while. That is harmless: both write the same bytes, each file as a whole, and `atomic_write`
+    writes again when the other copy took its temporary for one that was left behind.
 
     Args:
         address: HOST:PORT of a cluster, "auto" for the one this machine is in, None to start one on this machine alone.
@@ -79,15 +82,17 @@ class Cluster:
         self._nodes: dict[str, dict[str, Any]] = {}
         self._looked = self._worked = time.monotonic()
         self._place: str | None = None  # of a local cluster's sockets and logs
+        self._unprint: Callable[[], None] | None = None
         self._ours = not self._ray.is_initialized()
         if self._ours:
             self._connect(address)
 
     def _connect(self, address: str | None) -> None:
+        self._unprint = _to_our_log()
         quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "include_dashboard": False}
         logging.getLogger("ray").setLevel(logging.ERROR)
         if address:
-            place = {"address": _reachable(address)}
+            place: dict[str, Any] = {"address": _reachable(address)}
         else:
             self._place = tempfile.mkdtemp(
                 prefix="ray-"
@@ -97,6 +102,8 @@ class Cluster:
         try:
             with _own_signals():
                 self._ray.init(**place, **quiet)
+                if not address:
+                    _end_autoscaler()
         except Exception as error:
             self.close()
             where = (
@@ -131,13 +138,18 @@ class Cluster:
                     while waiting and room > 0:
                         task, room = waiting.popleft(), room - 1
                         self._pending[remote.remote(card, self._do, setup, task)] = task
-                    # not for ever, so that nodes that come and go are noticed
-                    done, _ = self._ray.wait(list(self._pending), num_returns=1, timeout=1.0)
-                    for ref in done:
+                    for ref in self._finished():
                         task = self._pending.pop(ref)
                         yield task, self._result(ref, task.title)
             finally:
                 self._cancel()
+
+    def _finished(self) -> Sequence[Any]:
+        """Waits for the next task, but not for long, so that nodes that come and go are noticed."""
+        if not self._pending:  # nobody is there to work
+            time.sleep(0.2)
+            return ()
+        return self._ray.wait(list(self._pending), num_returns=1, timeout=1.0)[0]
 
     def close(self) -> None:
         """Stop what runs, at once, and leave the cluster; one that was started here ends."""
@@ -145,6 +157,9 @@ class Cluster:
             self._cancel()
             if self._ours:
                 self._ray.shutdown()
+        if self._unprint:
+            self._unprint()
+            self._unprint = None
         if self._place:
             shutil.rmtree(self._place, ignore_errors=True)
             self._place = None
@@ -160,7 +175,7 @@ class Cluster:
         try:
             return self._ray.get(ref)
         except errors.RayTaskError as error:
-            if isinstance(error.cause, ModuleNotFoundError) and "concept_erase" in str(error.cause):
+            if "No module named 'concept_erase'" in str(error):
                 raise InputError(
                     "a node of the Ray cluster has no concept_erase; install the same version on all nodes."
                 ) from error
@@ -201,8 +216,9 @@ class Cluster:
             if _cpus(node):
                 there = NodeAffinitySchedulingStrategy(key, soft=False)
                 asked[remote.options(scheduling_strategy=there).remote(card)] = node
-        if asked:
-            answers, _ = self._ray.wait(list(asked), num_returns=len(asked), timeout=PATIENCE)
+        left, until = list(asked), time.monotonic() + PATIENCE
+        while left and (seconds := until - time.monotonic()) > 0:
+            answers, left = self._ray.wait(left, num_returns=1, timeout=seconds)
             for ref in answers:
                 with suppress(ResourceError):  # it died meanwhile
                     self._result(ref, _name(asked[ref]))
@@ -215,6 +231,8 @@ def _work(card: Pass, do: Callable[[Setup, Task], Any], setup: Setup, task: Task
     _check(card)
     if card.folder.is_dir():
         os.chdir(card.folder)
+    if card.cache:
+        os.environ["CONCEPT_ERASE_CACHE"] = card.cache
     return do(setup, task)
 
 
@@ -254,7 +272,7 @@ def _token(setup: Setup) -> Iterator[Pass]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         token.touch()
-        yield Pass(setup.out, token, tuple(reads), _versions(), Path.cwd())
+        yield Pass(setup.out, token, tuple(reads), _versions(), Path.cwd(), os.environ.get("CONCEPT_ERASE_CACHE"))
     finally:
         token.unlink(missing_ok=True)
 
@@ -311,6 +329,32 @@ def _own_signals() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
+
+
+def _to_our_log() -> Callable[[], None]:
+    """Ray prints what dies to standard output, whatever it is told; here it goes to the log. Returns the way back."""
+    from ray._private import worker
+
+    printed = getattr(worker, "print_to_stdstream", None)
+
+    def tell(data: dict[str, Any], *_: Any, **__: Any) -> None:
+        for line in data.get("lines", ()):
+            log.warning("Ray: %s", " ".join(line.split())[:300])
+
+    def back() -> None:
+        vars(worker)["print_to_stdstream"] = printed
+
+    vars(worker)["print_to_stdstream"] = tell
+    return back
+
+
+def _end_autoscaler() -> None:
+    """It has nothing to do for a cluster of one machine, and would not let go of it for a second in the end."""
+    from ray._private import worker
+
+    node: Any = worker._global_node
+    with suppress(AttributeError):
+        node.kill_monitor(check_alive=False)
 
 
 def _cpus(node: dict[str, Any]) -> float:
