@@ -1,0 +1,1 @@
+"""The demo, driven through a real browser."""

@@ -1,0 +1,85 @@
+"""Library: adapters composed, exported, deleted."""
+
+import zipfile
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from concept_erase.adapter import Adapter
+
+from . import studio
+
+
+@pytest.fixture
+def shelf(erased) -> Page:
+    """The library with at least two adapters: twemoji, and a guitar that was erased without scores."""
+    page = erased
+    page.locator("#erase-kind").get_by_text("An object").click()
+    expect(studio.chip(page, "guitar")).to_be_visible()
+    studio.chip(page, "guitar").click()
+    studio.advanced(page, "erase", pictures=0)
+    page.locator("#erase-anchor").get_by_role("textbox").fill("car")
+    page.locator("#erase-go").click()
+    expect(page.locator("#erase-words")).to_contain_text("guitar", timeout=studio.WORK)
+    studio.tab(page, "Library")
+    expect(card(page, "guitar")).to_be_visible()
+    return page
+
+
+def card(page: Page, title: str):
+    titled = page.get_by_role("heading", name=title, exact=True)
+    return page.locator("#library-list .ce-item").filter(has=titled)
+
+
+def pick(page: Page, *titles: str) -> None:
+    for title in titles:
+        card(page, title).locator(".ce-take").click()
+        expect(card(page, title).locator(".ce-take")).to_have_attribute("aria-pressed", "true")
+
+
+def test_two_adapters_become_one(shelf):
+    pick(shelf, "twemoji", "guitar")
+    shelf.locator("#library-compose").click()
+    studio.ended(shelf, "library")
+    matrix = shelf.locator("#library-matrix")
+    expect(matrix).to_be_visible()
+    for name in ("twemoji", "guitar"):
+        expect(matrix.get_by_role("rowheader", name=name)).to_be_visible()
+        expect(matrix.locator("td.ce-own").first).to_be_visible()
+    both = shelf.locator("#library-list .ce-item").filter(has_text="composed").first
+    expect(both).to_contain_text("twemoji")
+    expect(both).to_contain_text("guitar")
+
+
+def test_export_holds_what_was_picked(shelf, tmp_path):
+    pick(shelf, "twemoji", "guitar")
+    shelf.locator("#library-export").click()
+    with shelf.expect_download() as waiting:
+        shelf.locator("#library-zip").click()
+    waiting.value.save_as(tmp_path / "all.zip")
+    with zipfile.ZipFile(tmp_path / "all.zip") as archive:
+        archive.extractall(tmp_path / "all")
+    adapters = [Adapter.load(path) for path in (tmp_path / "all").rglob("erase-*.safetensors")]
+    assert {c.target for a in adapters for c in a.concepts} == {"twemoji", "guitar"}
+
+
+def test_nothing_picked(shelf):
+    for action in ("compose", "export", "delete"):
+        shelf.locator(f"#library-{action}").click()
+        studio.refused(shelf, "library", "choose")
+
+
+def test_deleting_asks_first(shelf, demo):
+    pick(shelf, "guitar")
+    shelf.locator("#library-delete").click()
+    expect(shelf.locator("#library-confirm-row")).to_contain_text("guitar")
+    shelf.locator("#library-keep").click()
+    expect(shelf.locator("#library-confirm-row")).to_be_hidden()
+    assert list(demo.folder.glob("erasures/guitar-*/report.json"))
+
+    shelf.locator("#library-delete").click()
+    shelf.locator("#library-confirm").click()
+    studio.ended(shelf, "library")
+    expect(card(shelf, "guitar")).to_have_count(0)
+    expect(card(shelf, "twemoji")).to_be_visible()
+    assert not list(demo.folder.glob("erasures/guitar-*"))

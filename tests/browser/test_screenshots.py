@@ -1,0 +1,87 @@
+"""Pictures of the tabs: `make screenshots` writes them to demos/screenshots, other runs to a temporary folder."""
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Page, expect
+
+from . import studio
+from .demo import FOR_SHOW, ROOT
+from .test_batch import LIST, checked, run, upload
+from .test_library import pick, shelf
+from .test_style import ask
+
+MOST_BYTES = 150_000
+WIDTH, TALLEST = 1200, 1500
+WORK = 20 * 60_000 if FOR_SHOW else studio.WORK
+
+__all__ = ["shelf"]  # a fixture
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return ROOT / "demos" / "screenshots" if FOR_SHOW else tmp_path
+
+
+def shoot(page: Page, path: Path) -> None:
+    """The page from its top, in few colours."""
+    page.set_viewport_size({"width": WIDTH, "height": 900})
+    page.evaluate("scrollTo(0, 0); document.activeElement?.blur()")
+    page.wait_for_function("[...document.images].every((i) => i.complete)")
+    height = min(TALLEST, page.evaluate("document.documentElement.scrollHeight"))
+    data = page.screenshot(full_page=True, clip={"x": 0, "y": 0, "width": WIDTH, "height": height})
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    assert len(image.getcolors(1 << 24) or ()) > 200, "nothing was drawn"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for colours in (256, 128, 64, 32):
+        image.quantize(colours, dither=Image.Dither.NONE).save(path, optimize=True)
+        if path.stat().st_size <= MOST_BYTES:
+            return
+    raise AssertionError(f"{path.name} has {path.stat().st_size:,} bytes; at most {MOST_BYTES:,} are wanted.")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_erase(open_page, demo, folder, scheme):
+    page = open_page(demo.url, color_scheme=scheme)
+    studio.tiles(page)
+    studio.chip(page, "twemoji").click()
+    page.locator("#erase-go").click()
+    studio.ended(page, "erase", within=WORK)
+    expect(page.locator("#erase-grid")).to_be_visible()
+    shoot(page, folder / ("erase.png" if scheme == "light" else "dark.png"))
+
+
+def test_my_style(page, drawings, folder):
+    ask(page, *drawings)
+    studio.ended(page, "style", within=WORK)
+    page.locator("#style-erase").click()
+    studio.ended(page, "style-erase", within=WORK)
+    expect(page.locator("#style-erase-slider")).to_be_visible()
+    shoot(page, folder / "my-style.png")
+
+
+def test_try_to_break_it(erased, folder):
+    studio.tab(erased, "Try to break it")
+    studio.only(erased, "break-adapter", "twemoji")
+    for prompt in ("a crown in twemoji style", "a twemoji rocket", "a cat in twemoji style"):
+        studio.draw(erased, prompt)
+    shoot(erased, folder / "try-to-break-it.png")
+
+
+def test_batch(page, folder):
+    upload(page, "mine.csv", b"\xef\xbb\xbf" + LIST.encode())
+    checked(page)
+    run(page, 24 if FOR_SHOW else 2)
+    studio.ended(page, "batch", within=WORK)
+    expect(page.locator("#batch-gallery img").first).to_be_visible()
+    shoot(page, folder / "batch.png")
+
+
+def test_library(shelf, folder):
+    pick(shelf, "twemoji", "guitar")
+    shelf.locator("#library-compose").click()
+    studio.ended(shelf, "library")
+    expect(shelf.locator("#library-matrix")).to_be_visible()
+    shoot(shelf, folder / "library.png")
