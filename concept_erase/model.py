@@ -177,7 +177,10 @@ class Model:
             return self._pipe.tokenizer
         from transformers import CLIPTokenizer
 
-        return CLIPTokenizer.from_pretrained(self._part("tokenizer"))
+        tokenizer = CLIPTokenizer.from_pretrained(self._part("tokenizer"))
+        # What is too long is refused by `token_ids`, in a sentence of ours.
+        tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+        return tokenizer
 
     @cached_property
     def text_encoder(self) -> CLIPTextModel:

@@ -264,7 +264,7 @@ def test_the_report_is_written_last(base_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", lambda a, b: (order.append(os.path.basename(b)), replace(a, b))[1])  # noqa: PTH119
     erase(TWEMOJI, base_folder, quick("uce"), out=tmp_path, n=0)
     assert order[-1] == "report.json"
-    assert len(order) == 4
+    assert len(order) == 5
 
 
 # -- interruptions -------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -16,6 +17,7 @@ from concept_erase.batch.units import Setup, Task, perform
 from concept_erase.errors import ResourceError
 
 Result = dict[str, Any]
+QUIET = "ignore:resource_tracker:UserWarning"  # this pool ends by being killed; what it leaves is taken away in silence
 TRIES = 3  # deaths of workers without a single task done between them
 
 
@@ -85,6 +87,8 @@ class Processes:
 
     def _opened(self) -> ProcessPoolExecutor:
         if self._pool is None:
+            if QUIET not in sys.warnoptions:  # which the tracker of semaphores is started with
+                sys.warnoptions.append(QUIET)
             self._pool = ProcessPoolExecutor(self._workers, self._context, _start, (self._alive,))
         return self._pool
 

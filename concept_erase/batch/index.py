@@ -11,6 +11,7 @@ OUT/.work/                            what the next run needs to find what is do
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,15 @@ from concept_erase.files import atomic_write
 
 if TYPE_CHECKING:
     from concept_erase.batch.runner import Plan
+    from concept_erase.batch.units import Joint
 
 
 def build(
-    plan: Plan, outcomes: dict[str, dict[str, Any]], joints: dict[str, dict[str, Any]], matrix: dict[str, Any] | None
+    plan: Plan,
+    outcomes: dict[str, dict[str, Any]],
+    joints: dict[str, dict[str, Any]],
+    matrix: dict[str, Any] | None,
+    notices: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What `index.json` holds: nothing that differs between two runs of the same list."""
     entries = []
@@ -36,15 +42,15 @@ def build(
     return {
         "version": __version__,
         "base": plan.base,
-        "job": {**plan.setup.job.model_dump(mode="json"), "model": plan.base["name"]},  # no path of this machine
+        "job": _shown(plan),
         "entries": entries,
         "joint": [
-            {"tag": j.tag, "members": [u.entry.target for u in j.units if outcomes[u.key]["state"] == "done"], **found}
+            {"tag": j.tag, "members": _members(j, outcomes), **_nothing(), **found}
             for j in plan.joints
             if (found := joints.get(j.key))
         ],
         "problems": [vars(p) for p in plan.listing.problems],
-        "notices": list(plan.listing.notices),
+        "notices": [*plan.listing.notices, *notices],
         "interference": {"file": "interference.json", "picture": "interference.png", "worst": matrix["worst"][:10]}
         if matrix
         else None,
@@ -61,6 +67,16 @@ def _update(file: Path, text: str) -> None:
     """Written only where it differs: a run that finds everything done changes no file."""
     if not file.is_file() or file.read_bytes() != text.encode():
         atomic_write(file, text)
+
+
+def _shown(plan: Plan) -> dict[str, Any]:
+    """How the list was erased, without the paths of this machine."""
+    job = plan.setup.job.model_dump(mode="json")
+    return {**job, "model": plan.base["name"], "scorer": job["scorer"] and Path(job["scorer"]).name}
+
+
+def _members(joint: Joint, outcomes: dict[str, dict[str, Any]]) -> list[str]:
+    return [unit.entry.target for unit in joint.units if outcomes[unit.key]["state"] == "done"]
 
 
 def _nothing() -> dict[str, Any]:

@@ -154,12 +154,13 @@ class _Batch:
         self.plan, self.engine, self.progress = plan, engine, progress
         self.setup = plan.setup
         self.outcomes: dict[str, dict[str, Any]] = {}
+        self.notices: list[str] = []
 
     def run(self) -> dict[str, Any]:
         self._chunks()
         joints = self._joints()
         matrix = self._matrix()
-        found = index.build(self.plan, self.outcomes, joints, matrix)
+        found = index.build(self.plan, self.outcomes, joints, matrix, self.notices)
         index.write(found, self.setup.out)
         shutil.rmtree(self.setup.out / WORK / "sums", ignore_errors=True)
         shutil.rmtree(self.setup.out / WORK / "joint", ignore_errors=True)
@@ -239,20 +240,30 @@ class _Batch:
         """Joint adapters: solved, then the pictures of their scores drawn by all workers, then judged."""
         todo = self._open_joints()
         solved: list[tuple[Joint, int]] = []
+        failed: dict[str, str] = {}
         solves = [Solve(joint) for joint in todo]
         for i, (task, result) in enumerate(self._each(solves, "joint adapters")):
+            joint: Joint = task.joint  # type: ignore[union-attr]
+            if "failed" in result:
+                failed[joint.key] = result["failed"]
+            else:
+                solved.append((joint, result["concepts"]))
             log.info("%s solved: %.1f s", task.title, result["seconds"])
-            solved.append((task.joint, result["concepts"]))  # type: ignore[union-attr]
             self._tell(i + 1, len(solves), "joint adapters")
         draws = [draw for joint, concepts in solved for draw in self._draws(joint, concepts)]
         for i, _ in enumerate(self._each(draws, "pictures of joint adapters")):
             self._tell(i + 1, len(draws), "pictures of joint adapters")
         worth = [joint for joint, concepts in solved if concepts]
         for i, (task, result) in enumerate(self._each(worth, "scores of joint adapters")):
+            if "failed" in result:
+                failed[task.key] = result["failed"]  # type: ignore[union-attr]
             log.info("%s written: %.1f s", task.title, result["seconds"])
             self._tell(i + 1, len(worth), "scores of joint adapters")
         reports = {j.key: (j, finished(self.setup.out / j.folder, j.key)) for j in self.plan.joints}
-        return {key: outcome_of(joint.folder, report) for key, (joint, report) in reports.items() if report}
+        for message in failed.values():
+            log.warning("%s", message)
+        done = {key: outcome_of(joint.folder, report) for key, (joint, report) in reports.items() if report}
+        return {**done, **{key: {"state": "failed", "error": message} for key, message in failed.items()}}
 
     def _each(self, tasks: Sequence[Task], what: str) -> Any:
         if tasks:
@@ -286,6 +297,10 @@ class _Batch:
             files = tuple(f"{o['folder']}/{o['adapter']}" for o in done)
             for _, result in self._each([Matrix(key, files)], "interference"):
                 log.info("interference: %.1f s", result["seconds"])
+                if "failed" in result:
+                    self.notices.append(f"warning: the interference could not be measured: {result['failed']}")
+                    log.warning("%s", self.notices[-1])
+                    return None
             known = _json(file)
         return known
 

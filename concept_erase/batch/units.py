@@ -190,16 +190,7 @@ def perform(setup: Setup, task: Task) -> dict[str, Any]:
     torch.set_num_threads(1)  # the order of a sum must not depend on the machine's load or the number of workers
     started = time.monotonic()
     try:
-        if isinstance(task, Chunk):
-            result = _chunk(setup, task)
-        elif isinstance(task, Solve):
-            result = _solve(setup, task.joint)
-        elif isinstance(task, Draw):
-            result = _draw(setup, task)
-        elif isinstance(task, Joint):
-            result = _joint(setup, task)
-        else:
-            result = _matrix(setup, task)
+        result = _chunk(setup, task) if isinstance(task, Chunk) else _of_several(setup, task)
     finally:
         torch.set_num_threads(threads)
     return {**result, "seconds": time.monotonic() - started}
@@ -305,6 +296,18 @@ def members_of(report: dict[str, Any]) -> list[Concept]:
     from concept_erase.concepts import Concept
 
     return [Concept(c["target"], c["kind"], c["anchor"], tuple(c["preserve"])) for c in report["concepts"]]
+
+
+def _of_several(setup: Setup, task: Solve | Draw | Joint | Matrix) -> dict[str, Any]:
+    """What concerns several units; when it fails for what they are, the batch goes on without it."""
+    try:
+        if isinstance(task, Solve):
+            return _solve(setup, task.joint)
+        if isinstance(task, Draw):
+            return _draw(setup, task)
+        return _joint(setup, task) if isinstance(task, Joint) else _matrix(setup, task)
+    except (InputError, NumericalError) as error:
+        return {"failed": str(error)}
 
 
 # -- several at once -----------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import typer
 
 from concept_erase import __version__
 from concept_erase.cli import batch, demo, erase, interference
-from concept_erase.cli.common import console, fail
+from concept_erase.cli.common import console, errors, fail
 from concept_erase.errors import ConceptEraseError
 
 app = typer.Typer(
@@ -81,6 +81,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _leave() -> NoReturn:
     """End at once: taking torch down in good order takes seconds, and every file is whole already."""
+    errors.show_cursor()  # which a bar may have hidden
     code = fail("interrupted; nothing half-written was left behind.", 130)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -26,6 +26,7 @@ from concept_erase.cli.common import (
     console,
     errors,
     event,
+    for_programs,
     say,
     settings_from,
 )
@@ -120,7 +121,7 @@ def batch(
         index = erase_list(listing, job, out, engine=chosen, progress=progress)
     _show_index(index, out)
     event(event="done", folder=str(out))
-    if listing.problems or any(entry["state"] == "failed" for entry in index["entries"]):
+    if listing.problems or any(e["state"] == "failed" for e in index["entries"] + index["joint"]):
         raise typer.Exit(1)
 
 
@@ -181,9 +182,11 @@ def _show_list(file: Path, listing: Listing, rows: bool) -> None:
         console.print(table)
         if len(listing.entries) > SHOWN:
             say(f"and {len(listing.entries) - SHOWN:,} more")
-    for problem in listing.problems[:SHOWN]:
+    for problem in listing.problems:
+        event(event="problem", row=problem.row, field=problem.field, message=problem.message)
+    for problem in () if for_programs() else listing.problems[:SHOWN]:
         errors.print(f"  [red]row {problem.row}, {problem.field}:[/] {escape(problem.message)}", highlight=False)
-    if len(listing.problems) > SHOWN:
+    if len(listing.problems) > SHOWN and not for_programs():
         errors.print(f"  and {len(listing.problems) - SHOWN:,} more problems", highlight=False)
     for notice in listing.notices[:SHOWN]:
         say(notice)
@@ -212,17 +215,25 @@ def _show_plan(plan: Estimate, job: Job, workers: int) -> None:
 
 def _show_index(index: dict[str, Any], out: Path) -> None:
     failed = [entry for entry in index["entries"] if entry["state"] == "failed"]
-    for entry in failed[:SHOWN]:
+    for entry in failed:
+        event(event="failed", row=entry["row"], target=entry["target"], message=entry["error"])
+    for joint in index["joint"]:
+        if joint["state"] == "failed":
+            event(event="failed", row=None, target=joint["tag"], message=joint["error"])
+    for entry in () if for_programs() else failed[:SHOWN]:
         errors.print(
             f"  [red]row {entry['row']}, {escape(entry['target'])}:[/] {escape(entry['error'])}", highlight=False
         )
-    if len(failed) > SHOWN:
+    if len(failed) > SHOWN and not for_programs():
         errors.print(f"  and {len(failed) - SHOWN:,} more that failed; see index.html", highlight=False)
     table = Table(box=box.SIMPLE_HEAD)
     headings = ("joint adapter", "concepts", "rank", "KiB", "UA", "IRA", "CRA")
     for heading in headings:
         table.add_column(heading, justify="left" if heading == headings[0] else "right")
     for joint in index["joint"]:
+        if joint["state"] == "failed":
+            table.add_row(escape(joint["tag"]), f"{len(joint['members']):,}", "failed", "", "", "", "")
+            continue
         scores = [
             f"{s['after']['value']:.1f} [{s['after']['low']:.1f}, {s['after']['high']:.1f}]" if (s := of) else ""
             for of in ((joint["scores"] or {}).get(name) for name in headings[4:])

@@ -82,6 +82,11 @@ def say(text: str) -> None:
     console.print(f"  {escape(text)}", style=style, highlight=False)
 
 
+def for_programs() -> bool:
+    """Whether progress is told as JSON lines, so that nothing else may come on standard error."""
+    return _mode is ProgressMode.JSON
+
+
 def event(**what: Any) -> None:
     """For `--progress json`: one object a line on standard error."""
     if _mode is ProgressMode.JSON:
