@@ -49,10 +49,11 @@ def nothing_left():
         until(lambda: not any(map(running, mine)), 10)
     finally:
         ray.shutdown()
-        for process in psutil.Process().children(recursive=True):
-            if process.pid not in others:
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
+        left = [p for p in psutil.Process().children(recursive=True) if p.pid not in others]
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=5)
         signal.signal(signal.SIGTERM, handler)
         os.environ.clear()
         os.environ |= before
@@ -198,7 +199,7 @@ def test_a_node_dies_in_the_middle_of_a_batch(nodes, joined, base_folder, tmp_pa
     finally:
         thread.join()
     assert len(killed) == 1
-    assert "is gone; what it had begun is done elsewhere" in caplog.text
+    until(lambda: engine._room() and "is gone; what it had begun is done elsewhere" in caplog.text)
     # nothing lost, nothing twice
     expected = {("Chunk", name) for name in PAINTERS} | {("Solve", "joint adapter 'all'")}
     expected |= {("Joint", "joint adapter 'all'"), ("Matrix", "interference")}
@@ -329,9 +330,11 @@ def test_an_address_that_is_none_is_refused(address):
 
 
 @needs_ray
-def test_auto_without_a_cluster_says_how_to_start_one(monkeypatch):
+def test_auto_without_a_cluster_says_how_to_start_one(monkeypatch, tmp_path):
     from ray._private import services
 
-    monkeypatch.setattr(services, "canonicalize_bootstrap_address", lambda *_: None)
+    monkeypatch.setattr(services, "find_gcs_addresses", set)  # those of other tests, and of the developer
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(InputError, match=r"finds no Ray cluster on this machine; join it with `ray start"):
         engines.ray_cluster("auto")

@@ -82,35 +82,31 @@ class Cluster:
         self._nodes: dict[str, dict[str, Any]] = {}
         self._looked = self._worked = time.monotonic()
         self._place: str | None = None  # of a local cluster's sockets and logs
-        self._unprint: Callable[[], None] | None = None
+        self._unquiet: Callable[[], None] | None = None
         self._ours = not self._ray.is_initialized()
         if self._ours:
             self._connect(address)
 
     def _connect(self, address: str | None) -> None:
-        self._unprint = _to_our_log()
-        quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "include_dashboard": False}
-        logging.getLogger("ray").setLevel(logging.ERROR)
+        settings: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "include_dashboard": False}
         if address:
-            place: dict[str, Any] = {"address": _reachable(address)}
+            what = f"the Ray cluster at {address} cannot be joined"
+            settings |= {"address": _reachable(address)}
         else:
-            self._place = tempfile.mkdtemp(
-                prefix="ray-"
-            )  # Ray's own default belongs to whoever of all users came first
-            place = {"address": "local", "_temp_dir": self._place, "object_store_memory": STORE}
-            quiet["num_cpus"] = self._workers
+            what = "Ray does not start on this machine"
+            self._place = tempfile.mkdtemp(prefix="ray-")  # Ray's usual one belongs to whichever user came first
+            settings |= {"address": "local", "_temp_dir": self._place}
+            settings |= {"num_cpus": self._workers, "object_store_memory": STORE}
+        self._unquiet = _quiet()
         try:
             with _own_signals():
-                self._ray.init(**place, **quiet)
+                self._ray.init(**settings)
                 if not address:
                     _end_autoscaler()
         except Exception as error:
             self.close()
-            where = (
-                f"the Ray cluster at {address} cannot be joined" if address else "Ray does not start on this machine"
-            )
             raise InputError(
-                f"{where}: {error} Install the same versions of Python and Ray on all machines, look at `ray status`, "
+                f"{what}: {error} Install the same versions of Python and Ray on all machines, look at `ray status`, "
                 "or leave out --engine ray."
             ) from error
         except BaseException:
@@ -155,11 +151,12 @@ class Cluster:
         """Stop what runs, at once, and leave the cluster; one that was started here ends."""
         if self._ray.is_initialized():
             self._cancel()
-            if self._ours:
-                self._ray.shutdown()
-        if self._unprint:
-            self._unprint()
-            self._unprint = None
+        if self._ours:
+            self._ours = False
+            self._ray.shutdown()
+        if self._unquiet:
+            self._unquiet()
+            self._unquiet = None
         if self._place:
             shutil.rmtree(self._place, ignore_errors=True)
             self._place = None
@@ -297,12 +294,13 @@ def _reachable(address: str, seconds: float = 5.0) -> str:
 
     wanted = address
     if address == "auto":
-        wanted = canonicalize_bootstrap_address("auto") or ""
-        if not wanted:
+        try:
+            wanted = canonicalize_bootstrap_address("auto") or ""
+        except ConnectionError as error:
             raise InputError(
                 "--address auto finds no Ray cluster on this machine; join it with `ray start --address=HOST:6379`, or "
                 "start one with `ray start --head`, or leave out --address for a cluster of this machine alone."
-            )
+            ) from error
     host, _, port = wanted.rpartition(":")
     if not host or "/" in host or not port.isdecimal():
         raise InputError(
@@ -331,19 +329,22 @@ def _own_signals() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def _to_our_log() -> Callable[[], None]:
-    """Ray prints what dies to standard output, whatever it is told; here it goes to the log. Returns the way back."""
+def _quiet() -> Callable[[], None]:
+    """Ray prints what dies to standard output, whatever it is told; here it goes to our log. Returns the way back."""
     from ray._private import worker
 
-    printed = getattr(worker, "print_to_stdstream", None)
+    logger = logging.getLogger("ray")
+    level, printed = logger.level, getattr(worker, "print_to_stdstream", None)
 
     def tell(data: dict[str, Any], *_: Any, **__: Any) -> None:
         for line in data.get("lines", ()):
             log.warning("Ray: %s", " ".join(line.split())[:300])
 
     def back() -> None:
+        logger.setLevel(level)
         vars(worker)["print_to_stdstream"] = printed
 
+    logger.setLevel(logging.CRITICAL)  # every error comes as an exception as well
     vars(worker)["print_to_stdstream"] = tell
     return back
 
