@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TARGET ?= twemoji
 KIND ?= style
 
-.PHONY: erase app test lint format clean
+.PHONY: erase app test lint format screenshots clean
 
 erase: $(VENV)/installed
 	$(BIN)/concept-erase erase "$(TARGET)" --kind $(KIND) --out erased/$(subst $() ,-,$(TARGET))
@@ -25,6 +25,9 @@ lint: $(VENV)/installed-dev
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+screenshots: $(VENV)/installed-dev
+	CONCEPT_ERASE_SCREENSHOTS=1 $(BIN)/python -m pytest tests/browser/test_screenshots.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
