@@ -149,7 +149,7 @@ def _run(request: dict, stack: contextlib.ExitStack) -> dict:
     import pytest
     from batches import listed
 
-    from concept_erase import perceptual, training
+    from concept_erase import interference, perceptual, training
     from concept_erase.batch import runner
     from concept_erase.schema import Job
 
@@ -157,6 +157,7 @@ def _run(request: dict, stack: contextlib.ExitStack) -> dict:
     patch.setenv("CONCEPT_ERASE_CACHE", request["cache"])
     patch.setattr(runner, "CHUNK", request.get("chunk", 2))
     patch.setattr(runner, "SCORED_CHUNK", request.get("chunk", 2))
+    patch.setattr(interference, "draw", _sketch)
     patch.setattr(perceptual, "_alexnet_distance", lambda: None)  # it would try to fetch the weights for each unit
     patch.setitem(training.fit.__kwdefaults__, "checkpoint_every", 3)
     calls = _counted(patch, request.get("at", 0), Path(request["out"]))
@@ -164,6 +165,13 @@ def _run(request: dict, stack: contextlib.ExitStack) -> dict:
     index = runner.erase_list(listed(*request["rows"]), Job(**request["job"]), request["out"], engine=engine)
     states = [entry["state"] for entry in index["entries"]]
     return {"state": DONE, "done": states.count("done"), "joint": len(index["joint"]), "calls": calls}
+
+
+def _sketch(found):
+    """The matrix as a picture of few pixels: drawing it well takes longer than all the rest of a short list."""
+    from PIL import Image
+
+    return Image.fromarray((found.moved * 100).clip(0, 255).astype("uint8"))
 
 
 def _counted(patch, at: int, out: Path) -> list[str]:

@@ -1,13 +1,14 @@
 """A browser, the demo, and the rules that hold on every page of it."""
 
 import io
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from urllib.parse import urlparse
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Error, Page, Request, expect, sync_playwright
 
 from . import studio
 from .demo import Demo, Trap
@@ -127,21 +128,27 @@ class Watch:
 
 
 class Opener:
-    """Opens pages in fresh profiles, watched until the test ends."""
+    """Opens pages, watched until the test ends.
 
-    def __init__(self, browser: Browser) -> None:
-        self._browser = browser
+    Args:
+        contexts: Profiles by their options; pages of equal options share one, so that the page's code is fetched once.
+    """
+
+    def __init__(self, browser: Browser, contexts: dict[str, BrowserContext]) -> None:
+        self._browser, self._contexts = browser, contexts
         self.pages: list[Page] = []
         self.watches: list[Watch] = []
 
-    def __call__(self, url: str | None = None, **options) -> Page:
+    def __call__(self, url: str, **options) -> Page:
         """A page at an address; options are those of Playwright's `new_context`."""
-        defaults = {"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce"}
-        page = self._browser.new_context(**(defaults | options)).new_page()
+        options = {"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce"} | options
+        key = json.dumps(options, sort_keys=True)
+        if key not in self._contexts:
+            self._contexts[key] = self._browser.new_context(**options)
+        page = self._contexts[key].new_page()
         self.pages.append(page)
         self.watches.append(Watch(page))
-        if url:
-            page.goto(url)
+        page.goto(url)
         return page
 
     def excuse(self, *parts: str) -> None:
@@ -152,13 +159,18 @@ class Opener:
     def close(self) -> list[str]:
         """Close all pages; what went wrong on them."""
         for page in self.pages:
-            page.context.close()
+            page.close()
         return [problem for watch in self.watches for problem in watch.problems]
 
 
+@pytest.fixture(scope="package")
+def contexts() -> dict[str, BrowserContext]:
+    return {}
+
+
 @pytest.fixture
-def open_page(browser, tmp_path) -> Iterator[Opener]:
-    opener = Opener(browser)
+def open_page(browser, contexts, tmp_path) -> Iterator[Opener]:
+    opener = Opener(browser, contexts)
     yield opener
     problems = opener.close()
     assert not problems, "the page is not clean:\n" + "\n".join(problems)

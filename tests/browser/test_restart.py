@@ -33,7 +33,7 @@ def test_work_goes_on_after_kill_9(own_demo, open_page):
     assert len(first) == 1
 
     page.goto(own_demo.url)
-    erase(page, "blob", "fluent", 24)
+    erase(page, "blob", "fluent", 12)
     expect(studio.state(page, "erase")).to_contain_text("Drawing", timeout=studio.WORK)
     (worker,) = own_demo.workers()
     page.close()
@@ -49,7 +49,7 @@ def test_work_goes_on_after_kill_9(own_demo, open_page):
     page = open_page(own_demo.url)
     studio.running(page, "erase")
     studio.ended(page, "erase")
-    expect(page.locator("#erase-words")).to_contain_text("of 24 pictures are still recognised as blob")
+    expect(page.locator("#erase-words")).to_contain_text("of 12 pictures are still recognised as blob")
     after = own_demo.finished()
     assert len(after) == 2
     assert {path: after[path] for path in first} == first

@@ -5,6 +5,7 @@ import json
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -119,8 +120,8 @@ def test_uploaded_names_stay_inside(demo, name):
     status, body = upload(demo, name, b"target\ncat\n")
     if status == 200:
         (path,) = json.loads(body)
-        assert ".." not in path
-        status, _ = ask(demo, f"/gradio_api/file={path}")
+        assert ".." not in Path(path).parts
+        assert Path(path).is_relative_to(demo.folder / "uploads")
     assert status < 500
     outside = set(demo.folder.parent.glob("*escaped*")) - before
     assert not outside
@@ -190,12 +191,12 @@ def test_demo_asks_for_the_password(own_demo, open_page):
     for path in ("/gradio_api/info", "/config", "/gradio_api/file=/etc/passwd"):
         assert ask(own_demo, path)[0] in {401, 403}
     page = open_page(own_demo.url)
-    page.get_by_label("username").fill("artist")
-    page.get_by_label("password").fill("wrong")
-    page.get_by_role("button", name="Login").click()
-    page.get_by_text("Incorrect Credentials").wait_for()
-    page.get_by_label("password").fill("a-long-password")
-    page.get_by_role("button", name="Login").click()
+    for password in ("wrong", "a-long-password"):
+        page.get_by_label("username").fill("artist")
+        page.get_by_label("password").fill(password)
+        page.get_by_role("button", name="Login").click()
+        if password == "wrong":
+            page.get_by_text("Incorrect Credentials").wait_for()
     page.get_by_role("tab", name="Erase").wait_for()
     open_page.excuse("401", "400")
 
