@@ -22,6 +22,7 @@ JOBS = {
     "half": (GROUPS, {"half": True}),
     "without joint": (ROWS, {"joint": False}),
     "trained": (ROWS, TRAINED),
+    "mixed": ([ROWS[0], {**ROWS[1], "method": "uce"}], TRAINED),
 }
 
 
@@ -31,11 +32,11 @@ def test_the_disk_is_what_the_batch_takes(base_folder, tmp_path, case):
     job = job_of(base_folder, **changes)
     found = estimate(listed(*rows), job, tmp_path, 1)
     index = erase_list(listed(*rows), job, tmp_path)
-    for entry in index["entries"]:
+    for entry in (e for e in index["entries"] if e["method"] == job.method):
         assert abs(entry["bytes"] - found.adapter) < OVERHEAD
     assert (found.concepts, found.joints) == (len(index["entries"]), len(index["joint"]))
-    taken = sum(p.stat().st_size for place in ("concepts", "joint") for p in tmp_path.glob(f"{place}/*/*"))
-    assert found.disk == pytest.approx(taken, rel=0.25)
+    taken = sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file())
+    assert found.disk == pytest.approx(taken, rel=0.15)
     assert found.free > 0
 
 

@@ -9,19 +9,30 @@ import re
 import shutil
 import struct
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from concept_erase import embedded
+from concept_erase.errors import InputError
 from concept_erase.families import family_of
 from concept_erase.lists import Listing
-from concept_erase.methods import describe
+from concept_erase.methods import Description, describe
 from concept_erase.schema import Job
 
-OVERHEAD = 9_000  # bytes beside the tensors: header, card, report
+OVERHEAD = 11_000  # bytes of a folder beside the tensors: headers, card, report
+MEMBER = 1_500  # bytes of each further concept of a joint adapter: named in its headers, card and report
+ROW = 3_000  # bytes of a row of the index, in both forms
+PAGE = 150_000  # bytes of an empty index and of the drawn interference
 PICTURE = 90_000  # bytes of a before/after picture
+Shape = tuple[int, int]  # (d_out, d_in) of a layer
+_PLAIN: dict[str, Any] = {"int": int, "float": float, "bool": bool, "None": None}  # others are checked by the run
 START = 6.0  # seconds until a worker has imported what it needs and opened a base
 
 
@@ -52,67 +63,139 @@ def estimate(listing: Listing, job: Job, out: Path, workers: int) -> Estimate:
     from the arithmetic that encoding and drawing take and a moment's measurement of this machine.
 
     Raises:
-        InputError: the base's folder has an unknown layout.
+        InputError: a setting that does not fit, or a folder of a base that cannot be read.
     """
     folder = embedded.folder() / "base" if job.model in (None, embedded.NAME) else Path(str(job.model)).expanduser()
     concepts = len(listing.entries)
-    joints = len({tag.casefold() for entry in listing.entries for tag in entry.tags}) + 1 if job.joint else 0
+    groups = [g for g in _groups(listing, job) if job.joint]
+    plans = {name: _Plan.of(name, job.settings if name == job.method else {}) for name in _methods(listing, job)}
     place = next(p for p in (out, *out.absolute().parents) if p.is_dir())
     free = shutil.disk_usage(place).free
     if not folder.is_dir():
-        return Estimate(concepts, joints, 0, 0, free, None, f"{job.model} is not on this disk")
-    adapter = _adapter_bytes(folder, job)
-    disk = concepts * (adapter + OVERHEAD + (PICTURE if job.pictures else 0)) + joints * 8 * adapter
+        return Estimate(concepts, len(groups), 0, 0, free, None, f"{job.model} is not on this disk")
+    try:
+        layers = {name: _layers(folder, plan) for name, plan in plans.items()}
+        count = Counter(entry.method or job.method for entry in listing.entries)
+        work = sum(n * _operations(folder, job, plans[name]) for name, n in count.items())
+    except InputError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
+        raise InputError(
+            f"{folder} cannot be read as a base ({type(error).__name__}: {error}); pass the folder of a diffusers "
+            "pipeline, or fetch it again."
+        ) from error
+    size = 2 if job.half else 4
+    picture = PICTURE if job.pictures else 0
+    disk = PAGE + concepts * ROW
+    for members in [*(Counter({entry.method or job.method: 1}) for entry in listing.entries), *groups]:
+        number = sum(members.values())
+        disk += _bytes(members, plans, layers, size) + OVERHEAD + MEMBER * (number - 1) + picture
     known = _measured(out)
     if known:
         seconds, basis = START + concepts * known / workers, "earlier units in this folder"
     else:
-        work = concepts * _operations(folder, job)
         seconds = START + work / _speed() * max(1.0, (os.cpu_count() or 1) / workers)
         basis = "a rough count of operations"
-    return Estimate(concepts, joints, adapter, disk, free, seconds, basis)
+    adapter = size * plans[job.method].rank(1, layers[job.method]) * sum(map(sum, layers[job.method]))
+    return Estimate(concepts, len(groups), adapter, disk, free, seconds, basis)
 
 
-def _adapter_bytes(folder: Path, job: Job) -> int:
-    family = family_of(json.loads((folder / "model_index.json").read_text())["_class_name"])
-    settings = _settings(job)
-    sites = family.encoder if describe(job.method).edits == "text encoder" else family.streams
-    rank = int(settings.get("rank") or 0)
-    total = 0
-    for site in sites:
+@dataclass(frozen=True)
+class _Plan:
+    """A method as its source describes it, with its settings, defaults filled in."""
+
+    description: Description
+    settings: dict[str, Any]
+
+    @staticmethod
+    def of(name: str, given: dict[str, Any]) -> _Plan:
+        """Settings are checked as far as that goes without importing the method.
+
+        Raises:
+            InputError: an unknown setting, or a value that does not fit.
+        """
+        described = describe(name)
+        types = {setting: annotation for setting, annotation, _, _ in described.settings}
+        settings = {n: None if default == "None" else default for n, _, default, _ in described.settings}
+        for key, value in given.items():
+            if key not in types:
+                raise InputError(f"method {name} has no setting {key!r}; it has {', '.join(types)}.")
+            wanted: Any = reduce(or_, (_PLAIN.get(part.strip(), Any) for part in types[key].split("|")))
+            try:
+                settings[key] = TypeAdapter(wanted).validate_python(value)
+            except ValidationError as error:
+                raise InputError(f"setting {key} of {name} is {value!r}: {error.errors()[0]['msg']}.") from error
+        return _Plan(described, settings)
+
+    @property
+    def trained(self) -> bool:
+        return bool(self.settings.get("steps"))
+
+    def rank(self, members: int, layers: Sequence[Shape]) -> int:
+        """Of an adapter for so many concepts: solved jointly no higher than the stream is wide, composed the sum."""
+        width = max((shape[1] for shape in layers), default=1)
+        one = int(self.settings.get("rank") or width)
+        return members * one if self.trained else min(members * one, width)
+
+
+def _methods(listing: Listing, job: Job) -> list[str]:
+    return sorted({job.method, *(entry.method or job.method for entry in listing.entries)})
+
+
+def _groups(listing: Listing, job: Job) -> list[Counter[str]]:
+    """For each joint adapter, how many of its concepts are erased by which method; all concepts first."""
+    groups: dict[str | None, Counter[str]] = {None: Counter()}
+    for entry in listing.entries:
+        for tag in (None, *(tag.casefold() for tag in entry.tags)):
+            groups.setdefault(tag, Counter())[entry.method or job.method] += 1
+    return list(groups.values())
+
+
+def _bytes(members: Counter[str], plans: dict[str, _Plan], layers: dict[str, list[Shape]], size: int) -> int:
+    """Of the tensors of one adapter, and of its operator on the text stream; all layers have the largest rank."""
+    rank = max(plans[name].rank(n, layers[name]) for name, n in members.items())
+    total = size * rank * sum(sum(shape) for name in members for shape in layers[name])
+    (first, *others) = members
+    if not others and not plans[first].trained and plans[first].description.edits == "denoiser":
+        total += 4 * rank * 2 * max(shape[1] for shape in layers[first])
+    return total
+
+
+def _layers(folder: Path, plan: _Plan) -> list[Shape]:
+    """Shapes of all layers that a method changes."""
+    family = family_of(str(json.loads((folder / "model_index.json").read_text())["_class_name"]))
+    found = []
+    for site in family.encoder if plan.description.edits == "text encoder" else family.streams:
         for name, shape in _shapes(folder / site.component):
-            if re.search(site.pattern, name.removesuffix(".weight")) and name.endswith(".weight"):
-                total += sum(shape) * min(rank or min(shape), *shape)
-    return total * (2 if job.half else 4)
+            if name.endswith(".weight") and re.search(site.pattern, name.removesuffix(".weight")):
+                found.append(shape)
+    return found
 
 
-def _shapes(component: Path) -> Iterator[tuple[str, list[int]]]:
+def _shapes(component: Path) -> Iterator[tuple[str, Shape]]:
     """Names and shapes from the headers of a component's safetensors files; full precision before variants."""
     seen: set[str] = set()
     for file in sorted(component.glob("*.safetensors"), key=lambda p: len(p.name.split("."))):
         with file.open("rb") as stream:
-            header = json.loads(stream.read(struct.unpack("<Q", stream.read(8))[0]))
+            length = struct.unpack("<Q", stream.read(8))[0]
+            if length > file.stat().st_size:
+                raise ValueError(f"{file.name} is cut short")
+            header = json.loads(stream.read(length))
         for name, tensor in header.items():
             if name not in seen and name != "__metadata__" and len(tensor["shape"]) == 2:
                 seen.add(name)
-                yield name, tensor["shape"]
+                yield name, (int(tensor["shape"][0]), int(tensor["shape"][1]))
 
 
-def _settings(job: Job) -> dict[str, Any]:
-    """The method's settings with their defaults, as texts or values."""
-    defaults = {name: None if default == "None" else default for name, _, default, _ in describe(job.method).settings}
-    return {**defaults, **job.settings}
-
-
-def _operations(folder: Path, job: Job) -> float:
+def _operations(folder: Path, job: Job, plan: _Plan) -> float:
     """Floating-point operations for one concept: prompts through the text encoder, pictures through the denoiser."""
     text = json.loads((folder / "text_encoder" / "config.json").read_text())
     width, deep, inner = text["hidden_size"], text["num_hidden_layers"], text["intermediate_size"]
     positions = text["max_position_embeddings"]
     one_prompt = 2.0 * deep * (4 * width**2 + 2 * width * inner) * positions
-    settings = _settings(job)
+    settings = plan.settings
     prompts = 1.0 if str(settings.get("bare")).lower() == "true" else 1 + 5 * float(settings.get("contexts") or 24)
-    if settings.get("steps"):  # trained: forward and backward over two batches
+    if plan.trained:  # forward and backward over two batches
         batch = float(settings.get("forget_batch") or 8) + float(settings.get("retain_batch") or 8)
         encoding = 3 * float(settings["steps"]) * batch * one_prompt
     else:
@@ -143,5 +226,5 @@ def _measured(out: Path) -> float | None:
         lines = (out / ".work" / "times.jsonl").read_text().splitlines()
         times = [json.loads(line) for line in lines]
         return sum(t["seconds"] for t in times) / sum(t["concepts"] for t in times)
-    except (OSError, ValueError, KeyError, ZeroDivisionError):
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
         return None
