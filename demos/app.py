@@ -146,6 +146,8 @@ def launch(
 
 def _quiet_gradio(root: Path) -> None:
     """Settings that Gradio reads when it is imported or launched: nothing leaves this computer."""
+    for name in [name for name in os.environ if name.startswith("GRADIO_")]:
+        del os.environ[name]  # such as GRADIO_ALLOWED_PATHS, which opens folders when none are given here
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(root / "uploads")
     os.environ["GRADIO_RUN_HISTORY"] = "False"
