@@ -234,19 +234,21 @@ def test_without_an_address_a_cluster_is_started_and_ctrl_c_ends_it_quickly(tmp_
         here = [p for p in psutil.Process().children(recursive=True) if running(p.pid)]
         processes = [p.pid for p in here if str(place) in " ".join(p.cmdline())]
         assert len(processes) > 2
-        run = engine.run(setup_in(tmp_path), [Step("quick"), Step("long", "wait")])
-        next(run)
+        interrupted: list[float] = []
 
         def interrupt():
             until(lambda: calls(tmp_path, "long"))
             interrupted.append(time.monotonic())
             signal.raise_signal(signal.SIGINT)
 
-        interrupted: list[float] = []
-        threading.Thread(target=interrupt).start()
-        with pytest.raises(KeyboardInterrupt):
+        try:
+            run = engine.run(setup_in(tmp_path), [Step("quick"), Step("long", "wait")])
             next(run)
-        engine.close()
+            threading.Thread(target=interrupt).start()
+            with pytest.raises(KeyboardInterrupt):
+                next(run)
+        finally:
+            engine.close()
         assert time.monotonic() - interrupted[0] < 2
         assert not ray.is_initialized()
         assert not place.exists()
