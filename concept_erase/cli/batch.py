@@ -115,9 +115,9 @@ def batch(
         event(event="done", folder=str(out))
         return
     with _logged(out), telling() as progress:
+        chosen = _engine(engine, address, workers, count, len(listing.entries))
         from concept_erase.batch.runner import erase_list
 
-        chosen = _engine(engine, address, count, len(listing.entries))
         index = erase_list(listing, job, out, engine=chosen, progress=progress)
     _show_index(index, out)
     event(event="done", folder=str(out))
@@ -132,11 +132,11 @@ def _workers() -> int:
     return max(1, min(os.cpu_count() or 1, psutil.virtual_memory().available // 2**31))
 
 
-def _engine(name: EngineName, address: str | None, workers: int, entries: int) -> Engine:
+def _engine(name: EngineName, address: str | None, asked: int | None, workers: int, entries: int) -> Engine:
     from concept_erase.batch import engines
 
     if name is EngineName.RAY:
-        return engines.ray_cluster(address)
+        return engines.ray_cluster(address, asked)
     if address:
         raise InputError(f"--address {address} is of a Ray cluster; add --engine ray.")
     return engines.Here() if min(workers, entries) == 1 else engines.Processes(min(workers, entries))
