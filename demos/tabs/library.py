@@ -59,10 +59,10 @@ def _card(item: Item, chosen: bool, see: See) -> str:
         f'aria-label="{view.esc(f"Pick {item.title}")}"><span aria-hidden="true">\u2713</span></button>'
     )
     return (
-        f'<article class="ce-item" role="listitem" data-id="{item.id}">{holder}{take}'
+        f'<div class="ce-item" role="listitem" data-id="{item.id}">{holder}{take}'
         f'<h3 class="ce-h4">{view.esc(item.title)}{origin}</h3>'
         f"<p>{view.esc(view.capital(text))}</p>"
-        f'<p class="ce-quiet">{view.esc(item.method)}, {view.esc(item.base)}</p></article>'
+        f'<p class="ce-quiet">{view.esc(item.method)}, {view.esc(item.base)}</p></div>'
     )
 
 

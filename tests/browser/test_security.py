@@ -100,7 +100,7 @@ def test_api_takes_no_path_and_no_address_for_a_file(demo, secret, what):
     for endpoint, description in endpoints(demo).items():
         parameters = description["parameters"]
         for place, parameter in enumerate(parameters):
-            if not file_like(parameter):
+            if not file_like(parameter) and parameter["parameter_name"] not in ("pictures", "file"):
                 continue
             for sent in (data, [data], [{"image": data, "caption": None}]):
                 values = [p.get("parameter_default", p["example_input"]) for p in parameters]
