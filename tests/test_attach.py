@@ -12,6 +12,7 @@ from conftest import (
     outputs,
     random_changes,
 )
+from diffusers.utils import delete_adapter_layers
 
 from concept_erase.attach import attached, load_erasure
 from concept_erase.errors import BaseMismatchError, InputError, NumericalError
@@ -219,7 +220,7 @@ def test_a_failed_load_is_rolled_back(mixed_edit, style, pipe, tmp_path, monkeyp
         if fault == "doubled":
             layer_at(self, "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k").scaling[name] *= 2
         else:
-            self.text_encoder.delete_adapter(name)
+            delete_adapter_layers(self.text_encoder, name)
         if fault == "raised":
             raise IndexError("list index out of range")
 

@@ -40,7 +40,7 @@ def rows_table(checked: batches.Checked) -> str:
         ]
         for row, e in list(zip(listing.rows, listing.entries, strict=True))[:SHOWN]
     ]  # fmt: skip
-    parts = [f"<h3>{len(listing.entries):,} concepts, {len(problems) and len(listing.problems):,} problems</h3>"]
+    parts = [f"<h3>{_some(len(listing.entries), 'concept')}, {_some(len(listing.problems), 'problem')}</h3>"]
     if problems:
         parts.append(view.table(["Row", "Field", "Problem"], problems, "batch-problems", "Rows that cannot be used"))
     parts += [f'<p class="ce-quiet">{view.esc(notice)}</p>' for notice in listing.notices[:20]]
@@ -63,7 +63,7 @@ def plan_words(checked: batches.Checked) -> str:
     joint = f" and {plan.joints} joint" if plan.joints else ""
     space = f"{told.size(plan.disk)} of disk ({told.size(plan.free)} free)" if plan.adapter else "disk space not known"
     warning = view.message("The disk will not do; free some space first.", bad=True) if plan.disk > plan.free else ""
-    what = f"{plan.concepts:,} adapters{joint}: {time}, {space}."
+    what = f"{_some(plan.concepts, 'adapter')}{joint}: {time}, {space}."
     return f'<p class="ce-plan" id="batch-plan">{view.esc(what)}</p>{warning}'
 
 

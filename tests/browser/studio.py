@@ -56,6 +56,7 @@ def write(page: Page, field: str, *names: str) -> None:
     for name in names:
         box.fill(name)
         box.press("Enter")
+    box.blur()  # its options would lie over what comes next
 
 
 def only(page: Page, field: str, name: str) -> None:

@@ -12,17 +12,16 @@ from . import studio
 
 @pytest.fixture
 def shelf(erased) -> Page:
-    """The library with at least two adapters: twemoji, and a guitar that was erased without scores."""
+    """The library with at least two adapters: twemoji, and a violin without scores, which no other test erases."""
     page = erased
     page.locator("#erase-kind").get_by_text("An object").click()
-    expect(studio.chip(page, "guitar")).to_be_visible()
-    studio.chip(page, "guitar").click()
+    studio.write(page, "erase-target", "violin")
     studio.advanced(page, "erase", pictures=0)
     page.locator("#erase-anchor").get_by_role("textbox").fill("car")
     page.locator("#erase-go").click()
-    expect(page.locator("#erase-words")).to_contain_text("guitar", timeout=studio.WORK)
+    expect(page.locator("#erase-words")).to_contain_text("violin", timeout=studio.WORK)
     studio.tab(page, "Library")
-    expect(card(page, "guitar")).to_be_visible()
+    expect(card(page, "violin")).to_be_visible()
     return page
 
 
@@ -38,21 +37,21 @@ def pick(page: Page, *titles: str) -> None:
 
 
 def test_two_adapters_become_one(shelf):
-    pick(shelf, "twemoji", "guitar")
+    pick(shelf, "twemoji", "violin")
     shelf.locator("#library-compose").click()
     studio.ended(shelf, "library")
     matrix = shelf.locator("#library-matrix")
     expect(matrix).to_be_visible()
-    for name in ("twemoji", "guitar"):
+    for name in ("twemoji", "violin"):
         expect(matrix.get_by_role("rowheader", name=name)).to_be_visible()
         expect(matrix.locator("td.ce-own").first).to_be_visible()
     both = shelf.locator("#library-list .ce-item").filter(has_text="composed").first
     expect(both).to_contain_text("twemoji")
-    expect(both).to_contain_text("guitar")
+    expect(both).to_contain_text("violin")
 
 
 def test_export_holds_what_was_picked(shelf, tmp_path):
-    pick(shelf, "twemoji", "guitar")
+    pick(shelf, "twemoji", "violin")
     shelf.locator("#library-export").click()
     with shelf.expect_download() as waiting:
         shelf.locator("#library-zip").click()
@@ -60,7 +59,7 @@ def test_export_holds_what_was_picked(shelf, tmp_path):
     with zipfile.ZipFile(tmp_path / "all.zip") as archive:
         archive.extractall(tmp_path / "all")
     adapters = [Adapter.load(path) for path in (tmp_path / "all").rglob("erase-*.safetensors")]
-    assert {c.target for a in adapters for c in a.concepts} == {"twemoji", "guitar"}
+    assert {c.target for a in adapters for c in a.concepts} == {"twemoji", "violin"}
 
 
 def test_nothing_picked(shelf):
@@ -70,16 +69,16 @@ def test_nothing_picked(shelf):
 
 
 def test_deleting_asks_first(shelf, demo):
-    pick(shelf, "guitar")
+    pick(shelf, "violin")
     shelf.locator("#library-delete").click()
-    expect(shelf.locator("#library-confirm-row")).to_contain_text("guitar")
+    expect(shelf.locator("#library-confirm-row")).to_contain_text("violin")
     shelf.locator("#library-keep").click()
     expect(shelf.locator("#library-confirm-row")).to_be_hidden()
-    assert list(demo.folder.glob("erasures/guitar-*/report.json"))
+    assert list(demo.folder.glob("erasures/violin-*/report.json"))
 
     shelf.locator("#library-delete").click()
     shelf.locator("#library-confirm").click()
     studio.ended(shelf, "library")
-    expect(card(shelf, "guitar")).to_have_count(0)
+    expect(card(shelf, "violin")).to_have_count(0)
     expect(card(shelf, "twemoji")).to_be_visible()
-    assert not list(demo.folder.glob("erasures/guitar-*"))
+    assert not list(demo.folder.glob("erasures/violin-*"))

@@ -83,7 +83,7 @@ def test_batch(page, folder):
 
 
 def test_library(shelf, folder):
-    pick(shelf, "twemoji", "guitar")
+    pick(shelf, "twemoji", "violin")
     shelf.locator("#library-compose").click()
     studio.ended(shelf, "library")
     expect(shelf.locator("#library-matrix")).to_be_visible()
