@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from concept_erase import erase_list
 from concept_erase.batch import runner
+from concept_erase.batch.units import MEASURING, SHAPING, code_version
 from concept_erase.errors import BusyError, OutputError
 from concept_erase.lists import Listing
 
@@ -105,8 +106,17 @@ def test_another_concept_means_another_unit_and_leaves_the_others(base_folder, r
 
 def test_another_code_version_means_other_units(base_folder, monkeypatch):
     plain = keys(listed(), job_of(base_folder))
-    monkeypatch.setattr(runner, "code_version", lambda: "another")
+    monkeypatch.setattr(runner, "code_version", lambda *modules: "another")
     assert not set(plain.values()) & set(keys(listed(), job_of(base_folder)).values())
+
+
+def test_another_way_to_compare_adapters_leaves_them(base_folder, tmp_path, monkeypatch):
+    erase_list(listed(*ROWS[:2]), job_of(base_folder), tmp_path)
+    before = hashes(tmp_path)
+    monkeypatch.setattr(runner, "code_version", lambda m=SHAPING: code_version(m) + "x" * (m == MEASURING))
+    erase_list(listed(*ROWS[:2]), job_of(base_folder), tmp_path)
+    after = hashes(tmp_path)
+    assert {name for name in before | after if before.get(name) != after.get(name)} == {"interference.json"}
 
 
 @pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model", "text_encoder/model"])

@@ -22,6 +22,7 @@ from typing import Any
 from concept_erase.batch import index
 from concept_erase.batch.engines import Engine, Here
 from concept_erase.batch.units import (
+    MEASURING,
     WORK,
     Chunk,
     Draw,
@@ -290,7 +291,7 @@ class _Batch:
         done = [o for unit in self.plan.units if (o := self.outcomes[unit.key])["state"] == "done"]
         if not done:
             return None
-        key = digest("interference", [o["key"] for o in done])
+        key = digest("interference", code_version(MEASURING), [o["key"] for o in done])
         file = self.setup.out / "interference.json"
         known = _json(file)
         if not known or known.get("key") != key or not (self.setup.out / "interference.png").is_file():

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from concept_erase.model import Model
 
 WORK = ".work"  # folder of what a finished batch no longer needs
-_SHAPING = (  # modules that decide what a unit's files hold; a change in one of them makes the units anew
+SHAPING = (  # modules that decide what a unit's files hold; a change in one of them makes the units anew
     "adapter", "anchors", "attach", "batch/units", "card", "clip", "concepts", "erasure", "families", "formats",
-    "generate", "interference/__init__", "interference/bundle", "interference/heatmap", "interference/movement",
-    "judge", "layers", "lowrank", "methods/__init__", "model", "moments", "operators", "perceptual", "picture",
-    "scores", "statistics", "streams", "surroundings", "training",
+    "generate", "judge", "layers", "lowrank", "methods/__init__", "model", "moments", "operators", "perceptual",
+    "picture", "scores", "statistics", "streams", "surroundings", "training",
 )  # fmt: skip
+MEASURING = tuple(f"interference/{name}" for name in ("__init__", "bundle", "heatmap", "movement"))
 
 
 @dataclass(frozen=True)
@@ -163,11 +163,11 @@ def digest(*parts: Any) -> str:
 
 
 @cache
-def code_version() -> str:
-    """The version, and a hash of the modules that decide what a unit's files hold."""
+def code_version(modules: tuple[str, ...] = SHAPING) -> str:
+    """The version, and a hash of modules and of all methods."""
     package = Path(__file__).parent.parent
     methods = sorted(p.relative_to(package).with_suffix("").as_posix() for p in (package / "methods").glob("*.py"))
-    names = sorted({*_SHAPING, *methods})
+    names = sorted({*modules, *methods})
     content = [(package / f"{name}.py").read_bytes() for name in names if (package / f"{name}.py").is_file()]
     return f"{__version__}+{hashlib.sha256(b''.join(content)).hexdigest()[:12]}"
 
