@@ -76,6 +76,8 @@ def advanced(page: Page, prefix: str, **numbers: float) -> None:
     for name, number in numbers.items():
         page.locator(f"#{prefix}-{name} input").fill(str(number))
         page.locator(f"#{prefix}-{name} input").press("Tab")
+    for name, number in numbers.items():  # what has just been unfolded may still be filling itself in
+        expect(page.locator(f"#{prefix}-{name} input")).to_have_value(str(number))
 
 
 def draw(page: Page, prompt: str) -> None:
