@@ -215,7 +215,7 @@ def test_a_field_that_is_given_twice_costs_its_row():
         ("--- !!set {cat, dog}", "tags are refused"),
         ("- &a [*a]", "inside of what it refers to"),
         ("&a {concepts: *a}", "inside of what it refers to"),
-        ("[" * 1_000_000, "nested more than 10 deep|nesting depth"),  # newer parsers have a limit of their own
+        ("[" * 1_000_000, "nested more than 10 deep"),
         ("- " * 10_000, "nested more than 10 deep"),
         ("{a: " * 10_000, "nested more than 10 deep"),
         ("a: [x", r"no YAML .line \d+: "),

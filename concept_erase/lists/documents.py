@@ -35,6 +35,8 @@ def read_yaml(text: str) -> Rows:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
         told = getattr(error, "problem", None) or getattr(error, "reason", None) or error
+        if mark and "nesting depth" in str(told):  # a limit of newer parsers, which they reach before the first event
+            raise _too_deep(mark.line + 1) from error
         raise InputError(f"the list is no YAML ({where}{told}); correct it or use another format.") from error
     _check_size(root)
     found = Rows()
@@ -68,9 +70,13 @@ def _check_events(text: str) -> None:
         if getattr(event, "tag", None):
             raise InputError(f"the list holds the YAML tag {event.tag!r} (line {line}); tags are refused, remove it.")
         if depth > DEEPEST:
-            raise InputError(f"the list is nested more than {DEEPEST} deep (line {line}); write a list of concepts.")
+            raise _too_deep(line)
         if aliases > MOST_ROWS or count > MOST_NODES:
             raise InputError(f"the list has more than {MOST_NODES:,} items or {MOST_ROWS:,} aliases; split it.")
+
+
+def _too_deep(line: int) -> InputError:
+    return InputError(f"the list is nested more than {DEEPEST} deep (line {line}); write a list of concepts.")
 
 
 def _check_size(root: yaml.Node | None) -> None:
