@@ -95,6 +95,20 @@ def test_api_takes_no_path_and_no_address_for_a_file(demo, secret, name, what):
     assert SECRET not in events
 
 
+def test_no_other_call_takes_a_file(demo):
+    """A call that is new belongs into the test above."""
+    status, body = ask(demo, "/gradio_api/info")
+    assert status == 200
+    taking = {
+        (endpoint, parameter["parameter_name"])
+        for endpoint, description in json.loads(body)["named_endpoints"].items()
+        for parameter in description["parameters"]
+        if "dict(" in parameter["python_type"]["type"] or parameter["component"] in {"Image", "File", "Gallery"}
+    }
+    settings = {(endpoint, name) for endpoint, name in taking if name == "settings"}  # plain values
+    assert taking - settings == {("/recognise", "pictures"), ("/check_list", "file")}
+
+
 def test_api_takes_what_was_uploaded(demo):
     """The test above would pass on calls that take nothing at all."""
     _, body = upload(demo, "list.csv", b"target\ncat\n")
