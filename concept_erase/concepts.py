@@ -1,11 +1,11 @@
 """What to erase: concepts, their kinds, and the prompts that speak of them. No torch here."""
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from concept_erase.errors import InputError
+from concept_erase.names import normalise
 
 
 class Kind(StrEnum):
@@ -97,33 +97,6 @@ PROFILES: dict[Kind, KindProfile] = {
     ),
     Kind.VIOLENCE: KindProfile(_OBJECT_TEMPLATES, _OBJECT_UNSEEN, _RENDERINGS, ("balloon", "toy", "flower"), _HARMLESS),
 }
-
-_BIDI_CONTROLS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-_INVISIBLE = frozenset("\u200b\u2060\ufeff\u00ad")
-
-
-def normalise(text: str, field: str) -> str:
-    """NFC, single spaces, nothing invisible at the ends.
-
-    Raises:
-        InputError: `text` is blank, or holds control or bidirectional control characters.
-    """
-    if not isinstance(text, str):
-        raise InputError(f"{field} must be text, got {type(text).__name__}; pass a string.")
-    bad = sorted(
-        {
-            f"U+{ord(c):04X}"
-            for c in text
-            if c in _BIDI_CONTROLS or (unicodedata.category(c) in ("Cc", "Cs") and not c.isspace())
-        }
-    )
-    if bad:
-        raise InputError(f"{field} holds control characters ({', '.join(bad)}): {text!r}; remove them.")
-    visible = "".join(c for c in text if c not in _INVISIBLE)
-    clean = " ".join(unicodedata.normalize("NFC", visible).split())
-    if all(c == " " or unicodedata.category(c) in ("Cf", "Mn") for c in clean):
-        raise InputError(f"{field} is blank: {text!r}; name a concept.")
-    return clean
 
 
 def same(a: str, b: str) -> bool:

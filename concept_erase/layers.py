@@ -27,3 +27,18 @@ def linear(module: torch.nn.Module, name: str) -> torch.nn.Linear:
     """The linear layer at a path, underneath a LoRA wrapper if one is attached."""
     layer: Any = module.get_submodule(name)
     return getattr(layer, "base_layer", layer)
+
+
+def unwrapped(module: Any) -> Any:
+    """A component beneath what was put around it as a whole: torch.compile, DataParallel and its kin.
+
+    Hooks of accelerate replace `forward` and add no level, so they need nothing here.
+    """
+    while True:
+        for name in ("_orig_mod", "module", "_fsdp_wrapped_module"):
+            inner = getattr(module, "_modules", {}).get(name)
+            if inner is not None and len(module._modules) == 1:
+                module = inner
+                break
+        else:
+            return module

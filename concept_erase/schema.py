@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from concept_erase.concepts import Concept, Kind, normalise
+from concept_erase.concepts import Concept, Kind
 from concept_erase.errors import InputError
 from concept_erase.methods import require
+from concept_erase.names import normalise
 
 LONGEST_NAME = 400  # characters; no text encoder in use reads a longer name, and a page cannot show it
 LONGEST_TAG = 64

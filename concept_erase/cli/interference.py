@@ -15,8 +15,8 @@ from rich.text import Text
 
 from concept_erase.cli.common import ModelOption, ProgressMode, ProgressOption, console, event, say
 from concept_erase.cli.common import progress as telling
-from concept_erase.concepts import normalise
 from concept_erase.errors import InputError
+from concept_erase.names import normalise
 
 if TYPE_CHECKING:
     from concept_erase.interference import Interference

@@ -13,13 +13,14 @@ import torch
 from numpy.typing import NDArray
 
 from concept_erase.adapter import Adapter
-from concept_erase.concepts import Concept, Kind, normalise
+from concept_erase.concepts import Concept, Kind
 from concept_erase.errors import InputError
 from concept_erase.interference.bundle import Bundle, parts
 from concept_erase.interference.heatmap import draw as draw
 from concept_erase.interference.movement import Columns, Movement, few_slots
 from concept_erase.methods import Progress
 from concept_erase.model import Model, Source, open_model
+from concept_erase.names import normalise
 from concept_erase.streams import read
 from concept_erase.surroundings import spread, surroundings
 

@@ -1,0 +1,115 @@
+"""One name in two writings: how names are compared, and what they are called on disk. No torch here."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+from concept_erase.errors import InputError
+
+_ARTICLES = ("the", "a", "an")
+_LETTERS = str.maketrans(
+    {"ø": "o", "œ": "oe", "æ": "ae", "ł": "l", "đ": "d", "ð": "d", "þ": "th", "ı": "i", "ħ": "h", "ŧ": "t"}
+)
+_DASHES = re.compile(r"[-‐‑‒–—―_/·・]+")
+_GAPS = re.compile(r"[.,:;()\[\]]")  # not + # & @: "C++" is not "C#"
+_MARKS = re.compile(r"['’‘ʼ`´\"“”„!?¡¿]")
+_SCRIPTS = ("LATIN", "GREEK", "CYRILLIC")  # where a combining mark is an accent; elsewhere it is part of the letter
+_BIDI_CONTROLS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_INVISIBLE = frozenset("\u200b\u2060\ufeff\u00ad")
+
+
+def normalise(text: str, field: str) -> str:
+    """NFC, single spaces, nothing invisible at the ends.
+
+    Raises:
+        InputError: `text` is blank, or holds control or bidirectional control characters.
+    """
+    if not isinstance(text, str):
+        raise InputError(f"{field} must be text, got {type(text).__name__}; pass a string.")
+    bad = sorted(
+        {
+            f"U+{ord(c):04X}"
+            for c in text
+            if c in _BIDI_CONTROLS or (unicodedata.category(c) in ("Cc", "Cs") and not c.isspace())
+        }
+    )
+    if bad:
+        raise InputError(f"{field} holds control characters ({', '.join(bad)}): {text!r}; remove them.")
+    visible = "".join(c for c in text if c not in _INVISIBLE)
+    clean = " ".join(unicodedata.normalize("NFC", visible).split())
+    if all(c == " " or unicodedata.category(c) in ("Cf", "Mn") for c in clean):
+        raise InputError(f"{field} is blank: {text!r}; name a concept.")
+    return clean
+
+
+def folded(name: str) -> str:
+    """What two writings of one name have in common: no case, accents, articles, hyphens or punctuation.
+
+    "Paul Cézanne" and "paul cezanne", "Vincent Van-Gogh" and "vincent van gogh", "The Scream" and "scream", "J.M.W.
+    Turner" and "J. M. W. Turner" are the same; "C++" and "C#" are not.
+    """
+    plain = normalise(name, "name").casefold()
+    letters: list[str] = []
+    for letter in unicodedata.normalize("NFKD", plain):
+        if letter == "\N{VARIATION SELECTOR-16}" or (
+            unicodedata.category(letter) == "Mn" and letters and unicodedata.name(letters[-1], "").startswith(_SCRIPTS)
+        ):
+            continue
+        letters.append(letter)
+    text = unicodedata.normalize("NFC", "".join(letters)).translate(_LETTERS)
+    words = _MARKS.sub("", _GAPS.sub(" ", _DASHES.sub(" ", text))).split()
+    if len(words) > 1 and words[0] in _ARTICLES:
+        words = words[1:]
+    joined = " ".join(words)
+    # Initials belong together, however they are spaced.
+    joined = re.sub(r"(?<!\S)\w(?: \w)+(?!\S)", lambda run: run[0].replace(" ", ""), joined)
+    return joined or plain
+
+
+def same_name(a: str, b: str) -> bool:
+    """Whether two names are two writings of one."""
+    return folded(a) == folded(b)
+
+
+def holds(name: str, part: str) -> bool:
+    """Whether a name contains another as whole words: "Claude Monet" holds "Monet", "Monetary" does not."""
+    return f" {folded(part)} " in f" {folded(name)} "
+
+
+def without(names: Iterable[str], *taken: str | None) -> tuple[str, ...]:
+    """The names that are, in any writing, none of those taken."""
+    gone = {folded(t) for t in taken if t}
+    return tuple(n for n in names if folded(n) not in gone)
+
+
+def distinct(names: Iterable[str]) -> tuple[str, ...]:
+    """Each name once, in its first writing."""
+    found: dict[str, str] = {}
+    for name in names:
+        found.setdefault(folded(name), name)
+    return tuple(found.values())
+
+
+# -- on disk -------------------------------------------------------------------------------------------------------
+
+
+def short_hash(*parts: str) -> str:
+    """Eight hex digits over texts."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:8]
+
+
+def file_name(names: Sequence[str], *, most: int = 48) -> str:
+    """A name for files and folders: plain letters, then a short hash of all the names.
+
+    Two lists of names that differ in anything but order and case have different ones, however they are gathered in
+    one folder. Accents are folded before what is no letter is dropped: "Édouard Manet" is edouard-manet-..., and a
+    name in another script is its hash alone.
+    """
+    shown = "-".join(names[:2]) + (f"-{len(names)}" if len(names) > 2 else "")
+    letters = unicodedata.normalize("NFKD", shown.casefold().translate(_LETTERS)).encode("ascii", "ignore").decode()
+    plain = re.sub(r"[^a-z0-9]+", "-", letters).strip("-")[:most].strip("-")
+    key = short_hash(*sorted(normalise(name, "name").casefold() for name in names))
+    return f"{plain}-{key}" if plain else key
