@@ -41,6 +41,8 @@ def main() -> None:
         restored = all(torch.equal(v, before[k]) for k, v in bits(pipe).items())
         row = {"adapter": adapter.slug, "effect": float(abs(edited - plain).max()), "restored_bit_for_bit": restored}
         for file in sorted(folder.glob("*.safetensors")):
+            if file.name == "operator.safetensors":  # which earlier versions left there: no LoRA
+                continue
             pipe.load_lora_weights(str(folder), weight_name=file.name, adapter_name="erasure")
             form = "peft" if file.name.startswith("pytorch_lora") else "kohya"
             row[f"largest_difference_{form}"] = float(abs(draw(pipe) - edited).max())

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,16 +19,20 @@ from concept_erase.concepts import Concept
 from concept_erase.errors import AdapterFileError, InputError
 from concept_erase.families import FAMILIES, Family
 from concept_erase.formats import (
-    from_kohya,
-    from_peft,
+    OPERATOR_ENDING,
     kohya_tensors,
+    low_rank_changes,
     peft_tensors,
     read_safetensors,
+    record_in,
     write_safetensors,
 )
 from concept_erase.lowrank import LowRank, check_finite
+from concept_erase.names import file_name, folded
 
 PEFT_NAME = "pytorch_lora_weights.safetensors"
+_BESIDE = ("README.md", "report.json", "before_after.png", "pictures")  # what an erasure's folder holds too
+Identity = tuple[tuple[tuple[str, str], ...], str, str | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +72,13 @@ class Adapter:
 
     @property
     def slug(self) -> str:
-        return slug([c.target for c in self.concepts], self.method)
+        """Its file's name without the ending, and what diffusers calls it: no dots, apart from other erasures'."""
+        return slug(self.concepts, self.method)
+
+    @property
+    def identity(self) -> Identity:
+        """What makes it another erasure than others: concepts, method and base; not the settings."""
+        return identity(self.concepts, self.method, self.base)
 
     @property
     def rank(self) -> int:
@@ -76,17 +86,25 @@ class Adapter:
         return max(change.rank for change in self.changes.values())
 
     def save(
-        self, folder: Path | str, *, dtype: torch.dtype = torch.float32, peft: bool = True, dated: bool = True
+        self,
+        folder: Path | str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        peft: bool = True,
+        dated: bool = True,
+        replace: bool = False,
     ) -> tuple[Path, ...]:
-        """Write the files; each appears whole or not at all.
+        """Write the files; each appears whole or not at all, and replaces none but that of the same erasure.
 
         Args:
             dtype: float32, or float16 for half the size; bfloat16 is refused (its 8 bits lose 5% of an edit).
             peft: Write the PEFT form as well.
             dated: Record the time; without it the same edit gives the same bytes.
+            replace: Replace files of these names whatever they hold.
         Returns:
             The kohya-form file for interfaces and diffusers, and with `peft` the PEFT-form file for diffusers.
         Raises:
+            InputError: a file of these names holds another erasure, or none.
             NumericalError: a change is not finite, also after rounding to float16 (float32 is then tried once).
         """
         if dtype not in (torch.float32, torch.float16):
@@ -101,6 +119,9 @@ class Adapter:
             rounded = {path: change.to(torch.float32) for path, change in modules.items()}
         check_finite(rounded)
         kohya, other = folder / f"{self.slug}.safetensors", folder / PEFT_NAME
+        for file in () if replace else (kohya, other)[: 1 + peft]:
+            if file.exists() and _identity_in(file) != self.identity:
+                raise InputError(f"{file} holds {_held(file)}; save to another folder, or delete it first.")
         metadata = self._metadata(kohya.stem, rounded)
         if dated:
             moment = int(os.environ.get("SOURCE_DATE_EPOCH", 0)) or datetime.now(UTC).timestamp()
@@ -108,6 +129,8 @@ class Adapter:
         write_safetensors(kohya, kohya_tensors(rounded, self.family), metadata)
         if not peft:
             return (kohya,)
+        # With an ss_ entry interfaces list this form too, and then load half of it or nothing.
+        metadata = {key: value for key, value in metadata.items() if not key.startswith("ss_")}
         write_safetensors(other, peft_tensors(rounded), metadata)
         return kohya, other
 
@@ -157,14 +180,12 @@ class Adapter:
 
     @classmethod
     def load(cls, path: Path | str) -> Adapter:
-        """Read either form; a folder means the PEFT form in it.
+        """Read either form, as it was written or resaved by another tool; a folder means the adapter in it.
 
         Raises:
             AdapterFileError: truncated, not safetensors, duplicate or path-like names, NaN or Inf, or not ours.
         """
-        path = Path(path)
-        if path.is_dir():
-            path = path / PEFT_NAME
+        path = file_in(Path(path))
         tensors, metadata = read_safetensors(path)
         try:
             ours = json.loads(metadata["concept_erase"])
@@ -177,15 +198,119 @@ class Adapter:
             raise AdapterFileError(
                 f"{path} carries no concept_erase header; it was not written by this tool."
             ) from error
-        kohya = any(key.endswith(".alpha") for key in tensors)
-        changes = from_kohya(path, tensors, family) if kohya else from_peft(path, tensors)
+        changes = low_rank_changes(path, tensors, family)
         if not changes:
             raise AdapterFileError(f"{path} changes no layer; fetch it again.")
         return cls(changes, family, concepts, method, settings, base)
 
 
-def slug(targets: Sequence[str], method: str) -> str:
-    """A file name without surprises: letters, digits and dashes."""
-    name = "-".join(targets[:2]) + (f"-{len(targets)}" if len(targets) > 2 else "")
-    plain = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()[:60]
-    return f"erase-{plain or hashlib.sha256(name.encode()).hexdigest()[:12]}-{method}"
+def slug(concepts: Sequence[Concept], method: str) -> str:
+    """A file name without surprises: letters, digits and dashes, with a hash of all that is erased and as what."""
+    kinds = sorted(f"{c.kind.value} {folded(c.target)}" for c in concepts)
+    return f"erase-{file_name([c.target for c in concepts], also=kinds)}-{method}"
+
+
+# -- folders -------------------------------------------------------------------------------------------------------
+
+
+def _files(folder: Path, *endings: str) -> list[Path]:
+    return sorted(p for p in folder.glob("*") if p.suffix.lower() in endings and not p.name.startswith("."))
+
+
+def file_in(path: Path) -> Path:
+    """The adapter file that a path means: itself, or in a folder the PEFT form, else the one file that is there.
+
+    Raises:
+        AdapterFileError: the folder holds no adapter, or several.
+    """
+    if not path.is_dir():
+        return path
+    if (path / PEFT_NAME).is_file():
+        return path / PEFT_NAME
+    found = [p for p in _files(path, ".safetensors") if (record_in(p) or {}).get("form") != "operator"]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        listed = ", ".join(p.name for p in found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+        raise AdapterFileError(f"{path} holds several adapters ({listed}); name the file.")
+    inside = sorted(p.parent for p in path.glob("*/*/report.json"))
+    remedy = f"a folder in it, as {inside[0]}" if inside else "a .safetensors file or the folder of an erasure"
+    raise AdapterFileError(f"{path} holds no adapter, neither {PEFT_NAME} nor another; give {remedy}.")
+
+
+def identity(concepts: Sequence[Concept], method: str, base: Mapping[str, Any]) -> Identity:
+    """What makes an erasure another one; two writings of a name are one."""
+    return tuple(sorted((folded(c.target), c.kind.value) for c in concepts)), method, base.get("hash")
+
+
+def _recorded(record: Any, method: Any) -> Identity | None:
+    """The same from a header or a report."""
+    try:
+        concepts = [Concept(c["target"], c["kind"]) for c in record["concepts"]]
+        return identity(concepts, str(method), record["base"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _identity_in(file: Path) -> Identity | None:
+    record = record_in(file)
+    return _recorded(record, record.get("method")) if record else None
+
+
+def _held(file: Path) -> str:
+    """What a file of weights holds, in words."""
+    record = record_in(file)
+    if record is None:
+        return "weights that this tool did not write"
+    return _told(record, record.get("method"))
+
+
+def _told(record: Any, method: Any) -> str:
+    try:
+        names = [str(c["target"]) for c in record["concepts"]]
+        base = record["base"]
+        told = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        return f"the erasure of {told} by {method} from {base.get('name')!r} (hash {str(base.get('hash'))[:12]})"
+    except (KeyError, TypeError, AttributeError):
+        return "something else"
+
+
+def refuse_another(folder: Path, wanted: Identity) -> None:
+    """Refuse a folder for an erasure if what lies there is not of the same erasure and would be lost, or be in its way.
+
+    An empty folder will do, or one with an earlier run of the same concepts, method and base. Other weights are in the
+    way: diffusers takes any file of a folder that it is given.
+
+    Raises:
+        InputError: another erasure, foreign weights, or files of our names that nothing of ours explains.
+    """
+    remedy = "choose another --out, or delete what is there"
+    report, ours = folder / "report.json", False
+    if report.is_file():
+        try:
+            record = json.loads(report.read_text(encoding="utf-8"))
+            method = record["method"]["name"]
+        except (OSError, ValueError, KeyError, TypeError):
+            record = method = None
+        if _recorded(record, method) != wanted:
+            raise InputError(f"{folder} holds {_told(record, method)}; {remedy}.")
+        ours = True
+    for file in _files(folder, ".safetensors", OPERATOR_ENDING):
+        if not _same(file, wanted):
+            raise InputError(f"{folder} holds {file.name}, {_held(file)}; {remedy}.")
+        ours = True
+    if not ours and (found := [name for name in _BESIDE if (folder / name).exists()]):
+        raise InputError(f"{folder} holds {found[0]}, which is of no erasure and would be lost; {remedy}.")
+
+
+def _same(file: Path, wanted: Identity) -> bool:
+    """Whether a file is of an erasure; an operator's does not say by which method."""
+    record = record_in(file) or {}
+    return _recorded(record, wanted[1] if record.get("form") == "operator" else record.get("method")) == wanted
+
+
+def remove_older(folder: Path, written: Collection[Path]) -> None:
+    """Remove what an earlier run of the same erasure left under other names than those written now."""
+    for file in _files(folder, ".safetensors", OPERATOR_ENDING):
+        if file not in written:
+            file.unlink(missing_ok=True)

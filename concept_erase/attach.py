@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from concept_erase.adapter import PEFT_NAME, Adapter
+from concept_erase.adapter import Adapter, file_in
 from concept_erase.errors import BaseMismatchError, InputError, NumericalError
 from concept_erase.layers import canonical_to_live, linear
 from concept_erase.model import open_model
@@ -89,7 +89,7 @@ def load_erasure(
     module is compared with the file, and on any failure the pipeline is put back as it was.
 
     Args:
-        path: Either form of the file, or a folder with the PEFT form.
+        path: Either form of the file, or the folder of an erasure.
         name: Adapter name, without dots; derived from the concepts when None.
         scale: Strength.
     Returns:
@@ -98,13 +98,11 @@ def load_erasure(
         BaseMismatchError: the adapter is for another base.
         NumericalError: the loaded change differs from the file.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / PEFT_NAME
+    path = file_in(Path(path))
     adapter = Adapter.load(path)
     if check:
         check_base(pipe, adapter)
-    name = name or adapter.slug.replace(".", "_")
+    name = name or adapter.slug
     if "." in name:
         raise InputError(f"adapter name {name!r} holds a dot, which diffusers cannot handle; use dashes.")
     active = _active_adapters(pipe)

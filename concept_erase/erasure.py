@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from concept_erase import __version__, anchors, methods, operators
-from concept_erase.adapter import Adapter
+from concept_erase.adapter import Adapter, identity, refuse_another, remove_older
 from concept_erase.concepts import Concept, Kind, check_together, same
 from concept_erase.errors import BusyError, InputError, MissingModelError, OutputError
 from concept_erase.files import atomic_write
@@ -96,6 +96,7 @@ def erase(
         strict: Refuse what would otherwise be a warning about the concepts.
     Raises:
         ConceptEraseError: bad input, NaN, a missing model; nothing is written then.
+        InputError: `out` holds another erasure, or files that are none of ours; they are as they were.
         BusyError: another process writes to `out`.
     """
     if isinstance(concepts, str):
@@ -104,6 +105,8 @@ def erase(
     eraser = methods.make(method) if isinstance(method, str) else method
     with locked(Path(out) if out is not None else None) as folder:
         work = Work(open_model(model), eraser, listed, n, scorer, sampling, progress)
+        if folder:
+            refuse_another(folder, identity(listed, eraser.name, work.base))
         taken = [c.target for c in listed]
         anchored = []
         for concept in listed:
@@ -263,14 +266,19 @@ def write(
         probes: Fit the probes of the operator's gates, which takes encoding.
         whole: With the PEFT form and single pictures; a batch leaves them out.
         dated: With the time of writing in the adapter; without it the same edit gives the same bytes.
-        key: Recorded in the report, for whoever asks whether the folder holds what it should.
+        key: Recorded in the report, for whoever asks whether the folder holds what it should; the folder is then
+            this erasure's by its name, and whatever lies there is replaced.
+    Raises:
+        InputError: without `key`, the folder holds another erasure, or files that are none of ours.
     """
     from concept_erase import card, picture
 
-    saved = erasure.adapter.save(folder, dtype=dtype, peft=whole, dated=dated)
+    if key is None:
+        refuse_another(folder, erasure.adapter.identity)
+    saved = erasure.adapter.save(folder, dtype=dtype, peft=whole, dated=dated, replace=True)
     files = dict(zip(("adapter", "adapter_peft"), saved, strict=False))
     if erasure.operator is not None and model is not None:
-        files["operator"] = folder / operators.NAME
+        files["operator"] = operators.beside(files["adapter"])
         operators.write(files["operator"], model, erasure.adapter.concepts, erasure.operator, probes=probes)
     if erasure.scores:
         shots, (before, after) = erasure.scores.shots, erasure.scores.images
@@ -282,6 +290,7 @@ def write(
     files["report"] = folder / "report.json"
     done = replace(erasure, files=files)
     atomic_write(files["card"], card.text(done.adapter, files, done.scores, done.unscored, done.notes))
+    remove_older(folder, files.values())
     report = {**done.report(), **({"key": key} if key else {})}
     atomic_write(files["report"], json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     return done

@@ -98,18 +98,21 @@ def distinct(names: Iterable[str]) -> tuple[str, ...]:
 
 def short_hash(*parts: str) -> str:
     """Eight hex digits over texts."""
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:8]
+    return hashlib.sha256("\0".join(parts).encode(errors="surrogatepass")).hexdigest()[:8]
 
 
-def file_name(names: Sequence[str], *, most: int = 48) -> str:
+def file_name(names: Sequence[str], *, also: Sequence[str] = (), most: int = 48) -> str:
     """A name for files and folders: plain letters, then a short hash of all the names.
 
     Two lists of names that differ in anything but order and case have different ones, however they are gathered in
     one folder. Accents are folded before what is no letter is dropped: "Édouard Manet" is edouard-manet-..., and a
     name in another script is its hash alone.
+
+    Args:
+        also: What else tells it from others of these names; it enters the hash alone.
     """
     shown = "-".join(names[:2]) + (f"-{len(names)}" if len(names) > 2 else "")
     letters = unicodedata.normalize("NFKD", shown.casefold().translate(_LETTERS)).encode("ascii", "ignore").decode()
     plain = re.sub(r"[^a-z0-9]+", "-", letters).strip("-")[:most].strip("-")
-    key = short_hash(*sorted(normalise(name, "name").casefold() for name in names))
+    key = short_hash(*sorted(" ".join(unicodedata.normalize("NFC", name).casefold().split()) for name in names), *also)
     return f"{plain}-{key}" if plain else key

@@ -20,13 +20,14 @@ from torch import Tensor
 from concept_erase import __version__
 from concept_erase.concepts import Concept, Kind, fill
 from concept_erase.errors import AdapterFileError
+from concept_erase.formats import OPERATOR_ENDING as ENDING
 from concept_erase.formats import read_safetensors, write_safetensors
 from concept_erase.lowrank import LowRank, check_finite
 from concept_erase.model import Model
 from concept_erase.streams import read as read_prompt
 from concept_erase.surroundings import ALONE, slots, spread, surroundings
 
-NAME = "operator.safetensors"
+_OLD_NAME = "operator.safetensors"  # what earlier versions wrote
 _CONTEXTS = 4  # per template; a direction needs few
 _OTHERS = 160  # prompts of other concepts, and as many of random words
 _WHOLE = 8  # how many of them are read to the last padding position
@@ -57,7 +58,7 @@ class Gate:
 
 @dataclass(frozen=True, eq=False)
 class Operator:
-    """What `operator.safetensors` holds.
+    """What an operator file (`.operator`, in the safetensors layout) holds.
 
     Attributes:
         change: The operator D = up @ down on the text stream, (d, d): an embedding x becomes x + D x.
@@ -130,10 +131,8 @@ def read(path: Path | str) -> Operator:
     Raises:
         AdapterFileError: truncated, not safetensors, NaN or Inf, or no operator of this tool.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / NAME
-    tensors, metadata = read_safetensors(path)
+    path = file_in(Path(path))
+    tensors, metadata = read_safetensors(path, (ENDING, ".safetensors"))
     try:
         ours = json.loads(metadata["concept_erase"])
         if ours["form"] != "operator":
@@ -155,7 +154,27 @@ def read(path: Path | str) -> Operator:
         )
         return Operator(change, concepts, gates, dict(ours["base"]), str(ours["family"]), str(ours["version"]))
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise AdapterFileError(f"{path} is no operator file of this tool ({error}); pass {NAME}.") from error
+        raise AdapterFileError(f"{path} is no operator file of this tool ({error}); pass a {ENDING} file.") from error
+
+
+def beside(adapter: Path) -> Path:
+    """Where the operator of an adapter file lies."""
+    return adapter.with_suffix(ENDING)
+
+
+def file_in(path: Path) -> Path:
+    """The operator file that a path means: itself, or the one in a folder.
+
+    Raises:
+        AdapterFileError: the folder holds none, or several.
+    """
+    if not path.is_dir():
+        return path
+    found = sorted(path.glob(f"*{ENDING}")) or sorted(path.glob(_OLD_NAME))
+    if len(found) != 1:
+        what = f"several operators ({', '.join(p.name for p in found[:3])})" if found else "no operator"
+        raise AdapterFileError(f"{path} holds {what}; name a {ENDING} file, which closed forms write.")
+    return found[0]
 
 
 # -- gates ---------------------------------------------------------------------------------------------------------

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from concept_erase.errors import ConceptEraseError, InputError
 from concept_erase.files import atomic_write
+from concept_erase.names import file_name
 from concept_erase.schema import Job as Settings
 from concept_erase.schema import build
 
 from .jobs import Job, job_id
-from .library import folder_name
 from .studio import Studio
 from .uploads import take_list
 
@@ -85,7 +85,7 @@ def submit(studio: Studio, name: object, title: object = "", **how: Any) -> Job:
         raise InputError("this list is not here any more; upload it again.")
     arguments = {"list": name, **_how(studio, how)}
     shown = title if isinstance(title, str) and title.strip() else "a list"
-    folder = f"batches/{folder_name([Path(shown).stem])}-{job_id('batch', arguments)[:8]}"
+    folder = f"batches/{file_name([Path(shown).stem], also=[job_id('batch', arguments)])}"
     return studio.queue.submit("batch", arguments, f"Batch {shown[:80]}", folder)
 
 

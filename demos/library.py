@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 import tempfile
 import time
@@ -15,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from concept_erase.errors import InputError, OutputError
+from concept_erase.names import file_name
 
 if TYPE_CHECKING:
     from concept_erase.adapter import Adapter
 
 PLACES = {"erasures": "*", "batches": "*/concepts/*", "joint": "*/joint/*"}
-EXPORTED = (".safetensors", ".json", ".md", ".png", ".html", ".txt")
+EXPORTED = (".safetensors", ".operator", ".json", ".md", ".png", ".html", ".txt")
 MOST_COMPOSED = 50
 
 
@@ -184,15 +184,8 @@ class Library:
             target: Folder for the zip.
         """
         items = self.some(keys, most=2000)
-        name = folder_name([name for item in items for name in item.targets])
+        name = file_name([name for item in items for name in item.targets])
         return zipped([item.folder for item in items], target / f"{name}.zip")
-
-
-def folder_name(names: Sequence[str]) -> str:
-    """A folder name without surprises: letters, digits, dashes; at most 48 of them."""
-    text = "-".join(names[:2]) + (f"-{len(names)}" if len(names) > 2 else "")
-    plain = re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-").lower()[:48].strip("-")
-    return plain or hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def remove(folder: Path) -> None:

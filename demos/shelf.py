@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from concept_erase import embedded
 from concept_erase.errors import InputError, OutputError
+from concept_erase.names import file_name
 
-from .library import Item, folder_name
+from .library import Item
 from .models import HUB_NAME, check_source
 from .studio import Studio
 
@@ -38,9 +38,8 @@ def compose(studio: Studio, keys: object) -> Item:
         raise InputError(
             f"{', '.join(twice)} would be erased twice over; choose adapters that erase different concepts."
         )
-    key = hashlib.sha256("".join(a.digest for a in adapters).encode()).hexdigest()[:8]
     targets = [name for item in chosen for name in item.targets]
-    folder = studio.root / "erasures" / f"{folder_name(targets)}-{key}"
+    folder = studio.root / "erasures" / file_name(targets, also=[a.digest for a in adapters])
     if not (folder / "report.json").is_file():
         titles = [item.title for item in chosen]
         if chosen[0].base == embedded.NAME:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from concept_erase.concepts import Kind, check_together
 from concept_erase.errors import InputError
+from concept_erase.names import file_name
 from concept_erase.schema import Entry, build
 from concept_erase.schema import Job as Settings
 
 from . import forms
 from .jobs import Job, Queue, job_id
-from .library import Item, Library, folder_name
+from .library import Item, Library
 from .models import Drawn, Generators, check_source
 from .uploads import emptied, take_pictures
 
@@ -127,7 +128,7 @@ class Studio:
             **chosen,
         }
         title = ", ".join(arguments["targets"][:3]) + (" and more" if len(concepts) > 3 else "")
-        folder = f"erasures/{folder_name(arguments['targets'])}-{job_id('erase', arguments)[:8]}"
+        folder = f"erasures/{file_name(arguments['targets'], also=[job_id('erase', arguments)])}"
         return self.queue.submit("erase", arguments, f"Erasing {title}", folder)
 
     def settings(

@@ -21,11 +21,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from concept_erase.adapter import Adapter, slug
+from concept_erase.adapter import PEFT_NAME, Adapter, file_in
 from concept_erase.concepts import Concept
-from concept_erase.errors import InputError, NumericalError, OutputError
+from concept_erase.errors import AdapterFileError, InputError, NumericalError, OutputError
 from concept_erase.families import SD1
+from concept_erase.formats import write_safetensors
 from concept_erase.lowrank import LowRank
+from concept_erase.names import file_name
 
 # -- file format ---------------------------------------------------------------------------------------------------
 
@@ -97,8 +99,11 @@ def test_the_header_says_what_readers_look_for(model, tmp_path, form):
         "ss_v2": "False",
         "ss_network_dim": "2",
         "ss_network_alpha": "2",
-        "ss_output_name": "erase-van-gogh-uce",
+        "ss_output_name": adapter.slug,
     }
+    if form == 1:  # interfaces must not list it
+        assert not [key for key in meta if key.startswith("ss_")]
+        expected = {key: value for key, value in expected.items() if not key.startswith("ss_")}
     assert {key: meta.get(key) for key in expected} == expected
     for key in ("description", "author", "implementation", "resolution"):
         assert meta[f"modelspec.{key}"]
@@ -163,14 +168,92 @@ def test_a_failing_write_keeps_the_old_files(unet_edit, mixed_edit, tmp_path, mo
 @example(["../../etc/passwd"])
 @example(["a.b\\c:d\0"])
 @example(["فان جوخ"])
+@example(["\ud800"])
 def test_file_names_are_harmless(targets):
-    name = slug(targets, "uce")
-    assert re.fullmatch(r"erase-[a-z0-9-]{1,60}-uce", name)
-    assert name == slug(targets, "uce")
+    name = file_name(targets)
+    assert re.fullmatch(r"([a-z0-9-]{1,48}-)?[0-9a-f]{8}", name)
+    assert name == file_name(targets)
 
 
-def test_file_names_tell_non_latin_concepts_apart():
-    assert slug(["北斎"], "uce") != slug(["写楽"], "uce")
+TOGETHER = (
+    ["C++"], ["C#"], ["Édouard"], ["douard"], ["Edouard"], ["فان جوخ"], ["北斎"], ["🎨"], ["🌻"],
+    ["twemoji", "noto", "blob"], ["twemoji", "noto", "fluent"], ["twemoji", "noto"], ["x" * 200], ["x" * 199 + "y"],
+)  # fmt: skip
+
+
+def test_adapters_of_many_folders_stay_apart_in_one(model, tmp_path):
+    changes = random_changes(model, model.stream_layers()[:1])
+    edits = [Adapter(changes, SD1, tuple(map(Concept, names)), "uce") for names in TOGETHER]
+    edits.append(Adapter(changes, SD1, (Concept("C++", "object"),), "uce"))
+    edits.append(Adapter(changes, SD1, (Concept("C++"),), "encoder"))
+    for edit in edits:
+        edit.save(tmp_path, peft=False)
+    files = names_in(tmp_path)
+    assert len({name.casefold() for name in files}) == len(edits)
+    called = [split_safetensors(tmp_path / name)[0]["__metadata__"]["ss_output_name"] for name in files]
+    assert [f"{name}.safetensors" for name in called] == files
+    assert not any("." in edit.slug for edit in edits), "diffusers takes no dots in an adapter's name"
+    found = {(a.title, a.concepts[0].kind, a.method) for a in (Adapter.load(tmp_path / name) for name in files)}
+    assert found == {(edit.title, edit.concepts[0].kind, edit.method) for edit in edits}
+
+
+# -- folders -------------------------------------------------------------------------------------------------------
+
+
+def other_edits(model, edit):
+    """Edits that are another erasure, each in one way."""
+    base = {**edit.base, "hash": "0" * 64}
+    return {
+        "concept": Adapter(edit.changes, SD1, (Concept("noto", anchor="fluent"),), "uce", {}, edit.base),
+        "kind": Adapter(edit.changes, SD1, (Concept("twemoji", "object", "fluent"),), "uce", {}, edit.base),
+        "more concepts": Adapter(edit.changes, SD1, (*edit.concepts, Concept("noto")), "uce", {}, edit.base),
+        "method": Adapter(edit.changes, SD1, edit.concepts, "encoder", {}, edit.base),
+        "base": Adapter(edit.changes, SD1, edit.concepts, "uce", {}, base),
+    }
+
+
+@pytest.mark.parametrize("way", ["concept", "kind", "more concepts", "method", "base"])
+def test_a_file_of_another_erasure_is_not_replaced(model, unet_edit, tmp_path, way):
+    unet_edit.save(tmp_path)
+    with untouched(tmp_path), pytest.raises(InputError, match=r"the erasure of 'twemoji' by uce.*another folder"):
+        other_edits(model, unet_edit)[way].save(tmp_path)
+
+
+def test_the_same_erasure_replaces_its_files(model, unet_edit, tmp_path):
+    unet_edit.save(tmp_path)
+    again = Adapter(random_changes(model, seed=5), SD1, (Concept("Twemoji"),), "uce", {"ridge": 2}, unet_edit.base)
+    files = again.save(tmp_path)
+    assert names_in(tmp_path) == sorted(file.name for file in files)
+    for file in files:
+        assert Adapter.load(file).settings == {"ridge": 2}
+
+
+def test_files_that_are_no_adapters_are_not_replaced(unet_edit, tmp_path):
+    (tmp_path / PEFT_NAME).write_bytes(b"mine")
+    with untouched(tmp_path), pytest.raises(InputError, match="this tool did not write"):
+        unet_edit.save(tmp_path)
+
+
+@pytest.mark.parametrize("peft", [True, False])
+def test_a_folder_means_the_adapter_in_it(unet_edit, tmp_path, peft):
+    files = unet_edit.save(tmp_path, peft=peft)
+    write_safetensors(tmp_path / "operator.safetensors", {}, {"concept_erase": '{"form": "operator"}'})
+    assert file_in(tmp_path) == files[-1]
+    assert Adapter.load(tmp_path).digest == Adapter.load(files[-1]).digest
+    assert file_in(files[0]) == files[0]
+
+
+def test_a_folder_of_several_adapters_or_none_says_so(model, unet_edit, tmp_path):
+    with pytest.raises(AdapterFileError, match="holds no adapter"):
+        file_in(tmp_path)
+    (tmp_path / "concepts" / "a-1").mkdir(parents=True)
+    (tmp_path / "concepts" / "a-1" / "report.json").write_text("{}")
+    with pytest.raises(AdapterFileError, match=r"a folder in it, as .*a-1"):
+        file_in(tmp_path)
+    unet_edit.save(tmp_path, peft=False)
+    other_edits(model, unet_edit)["concept"].save(tmp_path, peft=False)
+    with pytest.raises(AdapterFileError, match=r"several adapters \(erase-.*name the file"):
+        file_in(tmp_path)
 
 
 def test_a_title_names_three_concepts_and_counts_the_rest(model):

@@ -134,7 +134,7 @@ def test_a_failure_half_way_restores_what_was_done(pipe, model):
 def test_load_erasure_gives_the_outputs_of_the_edited_weights(mixed_edit, pipe, tmp_path, form):
     saved = mixed_edit.save(tmp_path)
     name = load_erasure(pipe, tmp_path if form == "folder" else saved[form], scale=0.7)
-    assert name == "erase-twemoji-uce"
+    assert name == "erase-twemoji-c0abe417-uce"
     loaded = outputs(pipe)
     assert name in pipe.get_active_adapters()
     pipe.unload_lora_weights()

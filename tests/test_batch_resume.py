@@ -1,5 +1,6 @@
 """What is done again and what is not: keys, damage, other lists, a full disk, a second process."""
 
+import ast
 import json
 import os
 import shutil
@@ -15,8 +16,7 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 from concept_erase import erase_list
-from concept_erase.batch import runner
-from concept_erase.batch.units import MEASURING, SHAPING, code_version
+from concept_erase.batch import runner, units
 from concept_erase.errors import BusyError, OutputError
 from concept_erase.lists import Listing
 
@@ -106,17 +106,71 @@ def test_another_concept_means_another_unit_and_leaves_the_others(base_folder, r
 
 def test_another_code_version_means_other_units(base_folder, monkeypatch):
     plain = keys(listed(), job_of(base_folder))
-    monkeypatch.setattr(runner, "code_version", lambda *modules: "another")
+    monkeypatch.setattr(runner, "code_version", lambda: "another")
     assert not set(plain.values()) & set(keys(listed(), job_of(base_folder)).values())
 
 
-def test_another_way_to_compare_adapters_leaves_them(base_folder, tmp_path, monkeypatch):
-    erase_list(listed(*ROWS[:2]), job_of(base_folder), tmp_path)
-    before = hashes(tmp_path)
-    monkeypatch.setattr(runner, "code_version", lambda m=SHAPING: code_version(m) + "x" * (m == MEASURING))
-    erase_list(listed(*ROWS[:2]), job_of(base_folder), tmp_path)
-    after = hashes(tmp_path)
-    assert {name for name in before | after if before.get(name) != after.get(name)} == {"interference.json"}
+PACKAGE = Path(units.__file__).parent.parent
+
+
+def test_every_module_counts_but_those_set_aside(tmp_path):
+    package = shutil.copytree(PACKAGE, tmp_path / "package", ignore=shutil.ignore_patterns("__pycache__", "weights"))
+    counted = set(units.shaping(package))
+    every = {p.relative_to(package).as_posix() for p in package.rglob("*.py")}
+    assert {name for name in every - counted if not name.startswith(units.ASIDE)} == set()
+    assert {"hub.py", "embedded.py", "schema.py", "names.py", "methods/uce.py", "batch/units.py"} <= counted
+    for new in ("fresh.py", "methods/fresh.py", "fresh/__init__.py", "batch/fresh.py"):
+        (package / new).parent.mkdir(exist_ok=True)
+        (package / new).write_text("")
+        assert new in units.shaping(package)
+
+
+def imported(file: Path) -> set[Path]:
+    """Modules of the package that a module imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            assert not node.level, "no relative imports here"
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            package, *inside = name.split(".")
+            place = PACKAGE.joinpath(*inside)
+            if package == PACKAGE.name and inside:
+                found |= {p for p in (place.with_suffix(".py"), place / "__init__.py") if p.is_file()}
+    return found
+
+
+def test_no_unit_uses_a_module_that_is_set_aside():
+    seen, todo = set(), {PACKAGE / "batch" / "units.py", *(PACKAGE / "methods").glob("*.py")}
+    while todo:
+        seen |= todo
+        todo = {module for file in todo for module in imported(file)} - seen
+    used = {file.relative_to(PACKAGE).as_posix() for file in seen}
+    assert {"erasure.py", "interference/__init__.py", "hub.py"} <= used, "imports within functions are seen too"
+    assert used <= set(units.shaping(PACKAGE))
+
+
+@pytest.mark.parametrize("part", ["hub.py", "methods/fresh.py", "library", "weights"])
+def test_a_change_of_what_shapes_units_is_another_code_version(tmp_path, monkeypatch, part):
+    code_version = units.code_version.__wrapped__
+    package = shutil.copytree(PACKAGE, tmp_path / "package", ignore=shutil.ignore_patterns("__pycache__", "weights"))
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "manifest.json").write_text("{}")
+    monkeypatch.setattr(units, "__file__", str(package / "batch" / "units.py"))
+    monkeypatch.setattr(units.embedded, "folder", lambda: weights)
+    before = code_version()
+    for name in ("cli/erase.py", "lists/rows.py", "batch/gallery.py"):
+        (package / name).write_text("changed")
+    assert code_version() == before
+    if part == "library":
+        monkeypatch.setattr(units, "version", lambda name: "0")
+    elif part == "weights":
+        (weights / "manifest.json").write_text("{ }")
+    else:
+        (package / part).write_text("changed")
+    assert code_version() != before
 
 
 @pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model", "text_encoder/model"])

@@ -189,8 +189,9 @@ def test_erasing_a_style_leaves_the_others(method, tmp_path):
     outcome = erase("twemoji", method=eraser, out=tmp_path, n=24, sampling=Sampling(10))
 
     assert set(names_in(tmp_path)) == {
-        "README.md", "before_after.png", "pictures", f"erase-twemoji-{method}.safetensors",
-        "pytorch_lora_weights.safetensors", "report.json", *(["operator.safetensors"] if outcome.operator else []),
+        "README.md", "before_after.png", "pictures", f"{outcome.adapter.slug}.safetensors",
+        "pytorch_lora_weights.safetensors", "report.json",
+        *([f"{outcome.adapter.slug}.operator"] if outcome.operator else []),
     }  # fmt: skip
     report = json.loads((tmp_path / "report.json").read_text())
     scores = report["scores"]

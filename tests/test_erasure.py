@@ -51,10 +51,10 @@ def contents(folder) -> dict:
 
 def test_the_folder_holds_both_adapters_a_card_and_the_report(erased):
     folder = erased.files["report"].parent
-    name = f"erase-twemoji-{erased.adapter.method}.safetensors"
+    name = erased.adapter.slug
     closed = erased.operator is not None
-    files = [name, "pytorch_lora_weights.safetensors", "README.md", "report.json"]
-    assert names_in(folder) == sorted(files + ["operator.safetensors"] * closed)
+    files = [f"{name}.safetensors", "pytorch_lora_weights.safetensors", "README.md", "report.json"]
+    assert names_in(folder) == sorted(files + [f"{name}.operator"] * closed)
     assert sorted(erased.files) == sorted(["adapter", "adapter_peft", "card", "report"] + ["operator"] * closed)
     assert all(path.is_file() for path in erased.files.values())
 

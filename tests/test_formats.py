@@ -49,7 +49,10 @@ MALFORMED = {
     "shape with a negative": ({"a": entry(shape=(-1, 2))}, FLOATS),
     "shape of text": ({"a": entry(shape=("2", "2"))}, FLOATS),
     "unknown type": ({"a": entry(dtype="I64", shape=(2,))}, FLOATS),
-    "bfloat16": ({"a": entry(dtype="BF16", shape=(8,))}, FLOATS),
+    "eight bits": ({"a": entry(dtype="F8_E4M3", shape=(16,))}, FLOATS),
+    "empty with a shape": ({"a": entry(0, 0, ())}, b""),
+    "NaN in bfloat16": ({"a": entry(0, 4, (2,), "BF16")}, b"\x80\x3f\xc0\x7f"),
+    "beyond single precision": ({"a": entry(0, 8, (1,), "F64")}, struct.pack("<d", 1e300)),
     "no offsets": ({"a": {"dtype": "F32", "shape": [2, 2]}}, FLOATS),
     "entry of text": ({"a": "F32"}, FLOATS),
     "path upwards": ({"../../etc/passwd": entry()}, FLOATS),
@@ -184,3 +187,110 @@ def test_incomplete_or_misshapen_factors_are_refused(unet_edit, pipe, tmp_path, 
     with pytest.raises((AdapterFileError, BaseMismatchError)):
         load_erasure(pipe, path)
     assert bits(pipe) == before
+
+
+# -- our own file, resaved by another tool -------------------------------------------------------------------------
+
+
+def without_alpha(tensors):
+    return {key: t for key, t in tensors.items() if not key.endswith(".alpha")}
+
+
+def renamed(pattern, replacement):
+    return lambda tensors: {re.sub(pattern, replacement, key): t for key, t in tensors.items()}
+
+
+def old_attention(tensors):
+    """As diffusers up to 0.20 wrote attention: ...attn2.processor.to_k_lora.up.weight."""
+    renames = {"lora_A": "down", "lora_B": "up"}
+    pattern = r"(unet\..*attn2)\.(to_[kv])\.(lora_[AB])\.weight"
+    return {
+        re.sub(pattern, lambda m: f"{m[1]}.processor.{m[2]}_lora.{renames[m[3]]}.weight", key): t
+        for key, t in tensors.items()
+    }
+
+
+def doubled_scale(tensors):
+    """Alpha of half the rank, and factors that make up for it."""
+    return {k: t / 2 if k.endswith(".alpha") else t * 2 if "lora_up" in k else t for k, t in tensors.items()}
+
+
+def mixed(tensors):
+    """Half of the modules in the names of older diffusers."""
+    some = {key for key in tensors if "layers" in key}
+    return {key.replace("lora_A", "lora.down").replace("lora_B", "lora.up") if key in some else key: t
+            for key, t in tensors.items()}  # fmt: skip
+
+
+RESAVED = {
+    "bfloat16": (0, lambda tensors: {k: t.bfloat16() for k, t in tensors.items()}),
+    "float64": (1, lambda tensors: {k: t.double() for k, t in tensors.items()}),
+    "without alpha": (0, without_alpha),
+    "with another alpha": (0, doubled_scale),
+    "one alpha less": (0, lambda tensors: dict(list(tensors.items())[1:])),
+    "lora.down, lora.up": (0, renamed(r"\.lora_(down|up)", r".lora.\1")),
+    "diffusers' lora.down": (1, mixed),
+    "lora_linear_layer": (
+        1,
+        lambda tensors: renamed(r"lora_A", "lora_linear_layer.down")(
+            renamed(r"lora_B", "lora_linear_layer.up")(tensors)
+        ),
+    ),
+    "processor.to_k_lora": (1, old_attention),
+    "lora_A.default": (1, renamed(r"(lora_[AB])\.", r"\1.default.")),
+    "base_model.model": (1, renamed(r"^", "base_model.model.")),
+    "component of PEFT": (1, renamed(r"^(unet|text_encoder)\.", "base_model.model.")),
+    "no text_model": (1, renamed(r"^text_encoder\.text_model\.", "text_encoder.")),
+}
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".SAFETENSORS"])
+@pytest.mark.parametrize("form", RESAVED)
+def test_our_file_resaved_is_read(mixed_edit, tmp_path, form, ending):
+    which, change = RESAVED[form]
+    path = mixed_edit.save(tmp_path)[which]
+    metadata, tensors = split_safetensors(path)[0]["__metadata__"], load_file(path)
+    resaved = tmp_path / f"resaved{ending}"
+    assert change(tensors).keys() != tensors.keys() or any(
+        t.dtype != tensors[k].dtype or not torch.equal(t, tensors[k]) for k, t in change(tensors).items()
+    )
+    save_file({k: t.contiguous() for k, t in change(tensors).items()}, resaved, metadata)
+    expected, found = Adapter.load(path).changes, Adapter.load(resaved).changes
+    assert found.keys() == expected.keys()
+    allowed = 0.01 if form == "bfloat16" else 1e-6
+    for name, layer in found.items():
+        assert layer.up.dtype == torch.float32
+        assert (layer.delta() - expected[name].delta()).norm() <= allowed * expected[name].delta().norm()
+
+
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [
+        ("unet.a.dora_scale", "DoRA"), ("unet.a.lora_magnitude_vector.weight", "DoRA"),
+        ("lora_unet_a.hada_w1_a", "LoHa"), ("lora_unet_a.lokr_w1", "LoKr"), ("lora_unet_a.lora_mid.weight", "LoCon"),
+        ("lora_unet_a.diff", "dense"), ("unet.a.lora_B.bias", "biases"), ("step", "neither a factor"),
+    ],
+)  # fmt: skip
+def test_what_is_no_plain_lora_is_named(unet_edit, tmp_path, extra, told):
+    path = unet_edit.save(tmp_path)[0]
+    metadata, tensors = split_safetensors(path)[0]["__metadata__"], load_file(path)
+    save_file(tensors | {extra: torch.ones(1)}, path, metadata)
+    with pytest.raises(AdapterFileError, match=f"{re.escape(extra)}.*{told}.*plain LoRA"):
+        Adapter.load(path)
+
+
+def test_one_module_in_two_forms_is_refused(unet_edit, tmp_path):
+    kohya, peft = unet_edit.save(tmp_path)
+    metadata = split_safetensors(kohya)[0]["__metadata__"]
+    save_file(load_file(kohya) | load_file(peft), kohya, metadata)
+    with pytest.raises(AdapterFileError, match="twice, in two forms"):
+        Adapter.load(kohya)
+
+
+@pytest.mark.parametrize("form", [0, 1])
+def test_transposed_factors_are_refused(unet_edit, pipe, tmp_path, form):
+    path = unet_edit.save(tmp_path)[form]
+    metadata, tensors = split_safetensors(path)[0]["__metadata__"], load_file(path)
+    save_file({k: t.T.contiguous() if t.ndim == 2 else t for k, t in tensors.items()}, path, metadata)
+    with pytest.raises((AdapterFileError, BaseMismatchError)):
+        load_erasure(pipe, path)

@@ -45,8 +45,8 @@ def opened(model, found: operators.Gate, prompts: list[str]) -> int:
 
 def test_a_file_comes_back_as_it_was_written(model, tmp_path):
     d = operator(32)
-    written = write(tmp_path / "operator.safetensors", model, [BOMB, STYLE], d)
-    for place in (tmp_path, tmp_path / "operator.safetensors"):
+    written = write(tmp_path / "erase-x.operator", model, [BOMB, STYLE], d)
+    for place in (tmp_path, tmp_path / "erase-x.operator"):
         found = read(place)
         torch.testing.assert_close(found.change.delta().double(), d.delta(), rtol=1e-5, atol=1e-5)
         assert found.change.up.dtype == torch.float32
@@ -58,8 +58,25 @@ def test_a_file_comes_back_as_it_was_written(model, tmp_path):
             assert (ours.direction is None) == (theirs.direction is None)
 
 
+def test_the_name_of_earlier_versions_is_read(model, tmp_path):
+    write(tmp_path / "new.operator", model, [STYLE], operator(32))
+    expected = read(tmp_path)
+    (tmp_path / "new.operator").rename(tmp_path / "operator.safetensors")
+    for place in (tmp_path, tmp_path / "operator.safetensors"):
+        assert torch.equal(read(place).change.delta(), expected.change.delta())
+
+
+def test_a_folder_of_several_operators_or_none_says_so(model, tmp_path):
+    with pytest.raises(AdapterFileError, match="holds no operator"):
+        read(tmp_path)
+    for name in "ab":
+        write(tmp_path / f"{name}.operator", model, [STYLE], operator(32))
+    with pytest.raises(AdapterFileError, match=r"several operators \(a.operator, b.operator\)"):
+        read(tmp_path)
+
+
 def test_the_probe_of_a_gate_is_in_the_file(embedded, tmp_path):
-    write(tmp_path / "operator.safetensors", embedded, [STYLE], operator(192))
+    write(tmp_path / "erase-x.operator", embedded, [STYLE], operator(192))
     (found,) = read(tmp_path).gates
     made = gate(embedded, STYLE)
     assert torch.equal(found.direction, made.direction)
@@ -68,17 +85,17 @@ def test_the_probe_of_a_gate_is_in_the_file(embedded, tmp_path):
 
 def test_equal_operators_are_equal_files(model, tmp_path):
     for name in ("a", "b"):
-        write(tmp_path / f"{name}.safetensors", model, [STYLE], operator(32))
-    write(tmp_path / "c.safetensors", model, [STYLE], operator(32, seed=1))
-    a, b, c = ((tmp_path / f"{n}.safetensors").read_bytes() for n in "abc")
+        write(tmp_path / f"{name}.operator", model, [STYLE], operator(32))
+    write(tmp_path / "c.operator", model, [STYLE], operator(32, seed=1))
+    a, b, c = ((tmp_path / f"{n}.operator").read_bytes() for n in "abc")
     assert a == b != c
-    metadata = split_safetensors(tmp_path / "a.safetensors")[0]["__metadata__"]
+    metadata = split_safetensors(tmp_path / "a.operator")[0]["__metadata__"]
     assert set(metadata) == {"concept_erase", "modelspec.hash_sha256", "sshs_model_hash"}  # no date
 
 
 def test_without_probes_nothing_is_encoded(embedded, tmp_path, monkeypatch):
     monkeypatch.setattr(type(embedded), "encode", None)  # would raise
-    write(tmp_path / "operator.safetensors", embedded, [STYLE], operator(192), probes=False)
+    write(tmp_path / "erase-x.operator", embedded, [STYLE], operator(192), probes=False)
     (found,) = read(tmp_path).gates
     assert found.words == (tuple(embedded.token_ids("twemoji")[1:-1]),)
     assert found.direction is None
@@ -87,14 +104,17 @@ def test_without_probes_nothing_is_encoded(embedded, tmp_path, monkeypatch):
 def test_nan_is_never_written(model, tmp_path):
     broken = LowRank(torch.full((32, 1), torch.nan), torch.ones(1, 32))
     with pytest.raises((NumericalError, RuntimeError)):
-        write(tmp_path / "operator.safetensors", model, [STYLE], broken)
+        write(tmp_path / "erase-x.operator", model, [STYLE], broken)
     assert not list(tmp_path.iterdir())
 
 
 def test_adapters_and_operators_are_not_taken_for_each_other(model, unet_edit, tmp_path):
-    write(tmp_path / "operator.safetensors", model, [STYLE], operator(32))
+    write(tmp_path / "erase-x.operator", model, [STYLE], operator(32))
+    with pytest.raises(AdapterFileError, match=r"no \.safetensors file"):
+        Adapter.load(tmp_path / "erase-x.operator")
+    (tmp_path / "erase-x.operator").rename(tmp_path / "old.safetensors")
     with pytest.raises(AdapterFileError, match="no concept_erase header"):
-        Adapter.load(tmp_path / "operator.safetensors")
+        Adapter.load(tmp_path / "old.safetensors")
     kohya, _ = unet_edit.save(tmp_path / "adapter")
     with pytest.raises(AdapterFileError, match="no operator file"):
         read(kohya)
@@ -102,7 +122,7 @@ def test_adapters_and_operators_are_not_taken_for_each_other(model, unet_edit, t
 
 @pytest.mark.parametrize("change", ["up", "thresholds", "directions", "words", "form"])
 def test_an_incomplete_file_is_refused(model, tmp_path, change):
-    path = tmp_path / "operator.safetensors"
+    path = tmp_path / "erase-x.operator"
     write(path, model, [STYLE], operator(32))
     header, _ = split_safetensors(path)
     ours = json.loads(header["__metadata__"]["concept_erase"])

@@ -30,6 +30,7 @@ from conftest import (
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 
 from concept_erase import Concept, operators
+from concept_erase.adapter import slug
 from concept_erase.attach import attached
 from concept_erase.concepts import Kind
 from concept_erase.lowrank import LowRank
@@ -39,6 +40,7 @@ from concept_erase.streams import fold
 ERASED = ROOT / "pipelines" / "erased_text_to_image.py"
 GATED = ROOT / "pipelines" / "gated_text_to_image.py"
 STYLE, BOMB = Concept("twemoji", anchor="fluent"), Concept("bomb", Kind.VIOLENCE, "hat")
+ERASURE, OTHER = slug([STYLE], "uce"), f"{slug([Concept('sketch')], 'uce')}.safetensors"
 SMALL = {"num_inference_steps": 2, "height": 16, "width": 16, "output_type": "pt"}
 
 
@@ -109,7 +111,7 @@ def test_diffusers_opens_the_erased_pipeline_with_its_erasures(base_folder, pipe
     erased = opened(base_folder, code, erasures=[kohya])
     assert type(erased).__name__ == "ErasedStableDiffusionPipeline"
     (record,) = erased.erasures
-    assert (record.concepts, record.strength, record.name) == (("twemoji",), 1.0, "erase-twemoji-uce")
+    assert (record.concepts, record.strength, record.name) == (("twemoji",), 1.0, ERASURE)
     edit_directly(pipe, unet_edit.changes)
     assert max(farthest(outputs(erased), outputs(pipe))) < CLOSE
 
@@ -126,7 +128,7 @@ def test_an_erasure_equals_the_same_file_as_a_plain_lora(pipe, request, kind, fo
 @pytest.mark.parametrize("code", [ERASED, GATED], ids=["erased", "gated"])
 def test_the_fingerprint_is_that_of_the_package(pipe, model, other, code):
     assert around(pipe, code).fingerprint() == model.fingerprint
-    pipe.load_lora_weights(other, weight_name="erase-sketch-uce.safetensors")
+    pipe.load_lora_weights(other, weight_name=OTHER)
     assert around(pipe, code).fingerprint() == model.fingerprint  # underneath the LoRA
     pipe.unload_lora_weights()
     pipe.unet.half()
@@ -298,7 +300,7 @@ def test_it_does_not_draw_without_erasures(base_folder, pipe):
 
 
 def with_other(pipe, folder, name="sketch"):
-    pipe.load_lora_weights(folder, weight_name="erase-sketch-uce.safetensors", adapter_name=name)
+    pipe.load_lora_weights(folder, weight_name=OTHER, adapter_name=name)
 
 
 def test_whatever_is_done_with_other_loras_the_erasures_stay(pipe, unet_edit, kohya, other, caplog):
@@ -337,8 +339,8 @@ def test_an_erasure_is_no_adapter_that_can_be_named(pipe, kohya, other):
     erased = around(pipe, ERASED, erasures=[kohya])
     with_other(erased, other)
     for call in (
-        lambda: erased.set_adapters(["sketch", "erase-twemoji-uce"], [1.0, 0.0]),
-        lambda: erased.delete_adapters("erase-twemoji-uce"),
+        lambda: erased.set_adapters(["sketch", ERASURE], [1.0, 0.0]),
+        lambda: erased.delete_adapters(ERASURE),
     ):
         with pytest.raises(ValueError, match="always on"):
             call()
@@ -398,8 +400,8 @@ def random_operator(d: int = 32, seed: int = 0) -> LowRank:
 
 
 def write_operator(folder: Path, model, concepts=(STYLE,), change: LowRank | None = None) -> Path:
-    operators.write(folder / operators.NAME, model, list(concepts), change or random_operator())
-    return folder / operators.NAME
+    operators.write(folder / "operator.safetensors", model, list(concepts), change or random_operator())
+    return folder / "operator.safetensors"
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from concept_erase.batch.units import MEASURING, SHAPING, WORK, Setup, Task, code_version, perform
+from concept_erase.batch.units import WORK, Setup, Task, code_version, perform
 from concept_erase.errors import InputError, OutputError, ResourceError
 
 RETRIES = 3  # of a task whose worker or node died
@@ -252,7 +252,7 @@ def _check(card: Pass) -> None:
 
 
 def _versions() -> str:
-    return f"concept_erase {code_version(SHAPING + MEASURING)} and torch {version('torch')}"
+    return f"concept_erase {code_version()} and torch {version('torch')}"
 
 
 # -- before work ---------------------------------------------------------------------------------------------------

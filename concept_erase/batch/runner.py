@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import shutil
 import threading
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +20,6 @@ from typing import Any
 from concept_erase.batch import index
 from concept_erase.batch.engines import Engine, Here
 from concept_erase.batch.units import (
-    MEASURING,
     WORK,
     Chunk,
     Draw,
@@ -48,6 +45,7 @@ from concept_erase.generate import Sampling
 from concept_erase.lists import Listing
 from concept_erase.methods import Additive, make
 from concept_erase.model import Model, files_digest, open_model
+from concept_erase.names import file_name
 from concept_erase.schema import JOINT_OF_ALL, Job
 from concept_erase.surroundings import surroundings
 
@@ -109,7 +107,7 @@ def plan(listing: Listing, job: Job, out: Path) -> Plan:
         entry = entry.model_copy(update={"method": method})
         others = () if entry.anchor else taken[entry.kind]
         key = digest(common, repr(entry.concept), method, repr(methods[method]), others)
-        units.append(Unit(row, entry, key, f"concepts/{_name(entry.target)}-{key[:8]}", others))
+        units.append(Unit(row, entry, key, f"concepts/{file_name([entry.target], also=[key])}", others))
     groups = _groups(units) if job.joint else {}
     chunks = [chunk for name in methods for chunk in _chunks(name, methods[name], units, groups, job)]
     joints = []
@@ -117,7 +115,7 @@ def plan(listing: Listing, job: Job, out: Path) -> Plan:
         keys = {unit.key for unit in members}
         key = digest("joint", tag, common, [unit.key for unit in members])
         held = tuple(c.key for c in chunks if isinstance(methods[_method(c)], Additive) and keys & _keys(c))
-        joints.append(Joint(tag, key, f"joint/{_name(tag)}-{key[:8]}", tuple(members), held))
+        joints.append(Joint(tag, key, f"joint/{file_name([tag], also=[key])}", tuple(members), held))
     return Plan(Setup(out, job), listing, base, tuple(chunks), tuple(joints))
 
 
@@ -291,7 +289,7 @@ class _Batch:
         done = [o for unit in self.plan.units if (o := self.outcomes[unit.key])["state"] == "done"]
         if not done:
             return None
-        key = digest("interference", code_version(MEASURING), [o["key"] for o in done])
+        key = digest("interference", [o["key"] for o in done])
         file = self.setup.out / "interference.json"
         known = _json(file)
         if not known or known.get("key") != key or not (self.setup.out / "interference.png").is_file():
@@ -379,12 +377,6 @@ def _chunks(name: str, method: Any, units: Sequence[Unit], groups: dict[str, lis
         )
         chunks.append(Chunk(digest([unit.key for unit in part], sums), part, sums))
     return chunks
-
-
-def _name(text: str) -> str:
-    """A folder's name: plain letters where there are any."""
-    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
-    return re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")[:40] or "concept"
 
 
 def _clean(folder: Path) -> None:

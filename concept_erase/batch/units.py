@@ -13,10 +13,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from concept_erase import __version__
+from concept_erase import __version__, embedded
 from concept_erase.errors import InputError, NumericalError
 from concept_erase.files import atomic_write
 from concept_erase.schema import Entry, Job
@@ -30,12 +31,10 @@ if TYPE_CHECKING:
     from concept_erase.model import Model
 
 WORK = ".work"  # folder of what a finished batch no longer needs
-SHAPING = (  # modules that decide what a unit's files hold; a change in one of them makes the units anew
-    "adapter", "anchors", "attach", "batch/units", "card", "clip", "concepts", "erasure", "families", "formats",
-    "generate", "judge", "layers", "lowrank", "methods/__init__", "model", "moments", "operators", "perceptual",
-    "picture", "scores", "statistics", "streams", "surroundings", "training",
-)  # fmt: skip
-MEASURING = tuple(f"interference/{name}" for name in ("__init__", "bundle", "heatmap", "movement"))
+# Modules that decide nothing of what a unit's files hold. All others do, one that is new too, and a change in one of
+# them makes the units anew. No unit may import one of these: a test holds that.
+ASIDE = ("cli/", "demos/", "lists/", "batch/cluster", "batch/engines", "batch/estimate", "batch/gallery", "batch/index")
+LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "pillow", "open-clip-torch", "torchvision")
 
 
 @dataclass(frozen=True)
@@ -163,13 +162,20 @@ def digest(*parts: Any) -> str:
 
 
 @cache
-def code_version(modules: tuple[str, ...] = SHAPING) -> str:
-    """The version, and a hash of modules and of all methods."""
-    package = Path(__file__).parent.parent
-    methods = sorted(p.relative_to(package).with_suffix("").as_posix() for p in (package / "methods").glob("*.py"))
-    names = sorted({*modules, *methods})
-    content = [(package / f"{name}.py").read_bytes() for name in names if (package / f"{name}.py").is_file()]
-    return f"{__version__}+{hashlib.sha256(b''.join(content)).hexdigest()[:12]}"
+def code_version() -> str:
+    """The version, and a hash of all that shapes a unit's files: modules, shipped weights, versions of libraries."""
+    content = hashlib.sha256()
+    for name in shaping(Path(__file__).parent.parent):
+        content.update((Path(__file__).parent.parent / name).read_bytes())
+    content.update((embedded.folder() / "manifest.json").read_bytes())
+    content.update(" ".join(f"{name} {version(name)}" for name in LIBRARIES).encode())
+    return f"{__version__}+{content.hexdigest()[:12]}"
+
+
+def shaping(package: Path) -> list[str]:
+    """The modules of the package, as files below it, that decide what a unit's files hold."""
+    names = sorted(path.relative_to(package).as_posix() for path in package.rglob("*.py"))
+    return [name for name in names if not name.removesuffix(".py").startswith(ASIDE)]
 
 
 def finished(folder: Path, key: str) -> dict[str, Any] | None:
@@ -350,7 +356,7 @@ def _solve(setup: Setup, joint: Joint) -> dict[str, Any]:
     if len(edits) > 1:
         edit = Edit(compose([e.changes for e in edits]), tuple(n for e in edits for n in e.notes))
     erasure = _work(setup, names[0], [], scored=False).completed(concepts, edit, [], "+".join(names))
-    file = erasure.adapter.save(folder, peft=False, dated=False)[0]
+    file = erasure.adapter.save(folder, peft=False, dated=False, replace=True)[0]
     kept = {
         "adapter": file.name,
         "method": names[0],
@@ -359,7 +365,7 @@ def _solve(setup: Setup, joint: Joint) -> dict[str, Any]:
         "measures": edit.measures,
     }
     if edit.operator is not None:
-        operators.write(folder / operators.NAME, _model(setup), concepts, edit.operator, probes=False)
+        operators.write(operators.beside(file), _model(setup), concepts, edit.operator, probes=False)
     atomic_write(folder / "edit.json", json.dumps(kept))
     return {"concepts": len(concepts)}
 
@@ -418,7 +424,7 @@ def _joint(setup: Setup, joint: Joint) -> dict[str, Any]:
         _clean(folder)
         adapter, kept = _solved(setup, joint)
         work = _work(setup, kept["method"], adapter.concepts)
-        file = solved_folder(setup, joint) / operators.NAME
+        file = operators.beside(solved_folder(setup, joint) / kept["adapter"])
         operator = operators.read(file).change if file.is_file() else None
         edit = Edit(adapter.changes, tuple(kept["notes"]), kept["measures"], operator)
         report = _written(setup, joint.folder, joint.key, work.completed(adapter.concepts, edit, [], adapter.method))

@@ -79,7 +79,7 @@ def erase(
         from concept_erase.files import atomic_write
         from concept_erase.generate import Sampling
 
-        folder = out or Path("erased") / slug(targets, method)
+        folder = out or Path("erased") / slug(concepts, method)
         erasure = run(
             concepts,
             model,
