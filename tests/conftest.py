@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -33,6 +34,10 @@ QUICK = {"steps": 60, "contexts": 6, "preserve_prompts": 60}
 
 settings.register_profile("suite", max_examples=25, deadline=None, derandomize=True)
 settings.load_profile("suite")
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts what it runs in the background; our commands
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # would inherit it, and never hear of the Ctrl-C of a test
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
