@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TARGET ?= twemoji
 KIND ?= style
+WORKERS ?= auto
 
 .PHONY: erase app test lint format screenshots clean
 
@@ -15,7 +16,7 @@ app: $(VENV)/installed
 	$(BIN)/concept-erase demo
 
 test: $(VENV)/installed-dev lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

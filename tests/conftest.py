@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from pathlib import Path
 
 # No test may reach for the network; huggingface_hub reads its variable when it is imported.
 os.environ |= {"HF_HUB_OFFLINE": "1", "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+if "PYTEST_XDIST_WORKER" in os.environ:  # a core for each worker: threads of several would only wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import settings
@@ -23,6 +26,7 @@ from concept_erase import methods
 from concept_erase.concepts import Concept
 
 ROOT = Path(__file__).parent.parent
+SOON = 30.0  # seconds; "at once" on a machine that others keep busy, where what must not be waited for takes minutes
 TOKENIZER = ROOT / "weights" / "base" / "tokenizer"
 TWEMOJI = Concept("twemoji", anchor="fluent", preserve=("noto", "openmoji", "blob", "pixel art"))
 # Settings that keep any method quick on the tiny generator; each is used where a method has a setting of that name.
@@ -30,6 +34,18 @@ QUICK = {"steps": 60, "contexts": 6, "preserve_prompts": 60}
 
 settings.register_profile("suite", max_examples=25, deadline=None, derandomize=True)
 settings.load_profile("suite")
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts what it runs in the background; our commands
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # would inherit it, and never hear of the Ctrl-C of a test
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items):
+    """A file's tests stay together in one worker, and so do those that share one demo and browser, or one cluster."""
+    for item in items:
+        folder = item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group(folder if folder != "tests" else item.path.stem))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
@@ -53,10 +52,9 @@ def copy(finished, tmp_path) -> Path:
 # -- what a unit depends on ----------------------------------------------------------------------------------------
 
 
-def test_a_second_run_changes_no_file_and_is_quick(copy, finished, base_folder):
-    before, started = stamps(copy), time.monotonic()
+def test_a_second_run_changes_no_file(copy, finished, base_folder):
+    before = stamps(copy)
     assert erase_list(listed(), job_of(base_folder), copy) == finished[1]
-    assert time.monotonic() - started < 1
     assert stamps(copy) == before
 
 

@@ -62,10 +62,8 @@ def refused(client, match, *arguments, **named):
 # -- starting ------------------------------------------------------------------------------------------------------
 
 
-def test_help_is_quick_and_imports_nothing_heavy():
-    start = time.monotonic()
+def test_help_imports_nothing_heavy():
     done = python("-X", "importtime", "demos/app.py", "--help", cwd=ROOT)
-    assert time.monotonic() - start < 3
     assert "--folder" in done.stdout
     assert not re.search(r"\b(gradio|torch|diffusers)\b", done.stderr)
 

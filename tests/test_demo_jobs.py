@@ -10,7 +10,7 @@ import textwrap
 import time
 
 import pytest
-from conftest import ROOT, python
+from conftest import ROOT, SOON, python
 
 from concept_erase.errors import BusyError, InputError
 from demos import jobs
@@ -121,14 +121,14 @@ def test_a_result_that_is_gone_is_made_again(opened, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["slow", "deaf"])
-def test_cancel_ends_the_process_within_two_seconds(opened, tmp_path, kind):
+def test_cancel_ends_the_process_at_once(opened, tmp_path, kind):
     queue = opened()
     job = submit(queue, kind)
     until(lambda: runs(tmp_path, job))
     (pid,) = runs(tmp_path, job)
     start = time.monotonic()
     assert queue.cancel(job.id).state == CANCELLED
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < SOON
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid), 0)
     follower = queue.wait(submit(queue, "quick").id, 20)

@@ -108,7 +108,7 @@ def erase(
     console.print()
     for role, path in erasure.files.items():
         size = path.stat().st_size
-        console.print(f"  {role:<13} {path}  ({size / 1024:,.0f} KiB)", highlight=False, markup=False)
+        console.print(f"  {role:<13} {path}  ({size / 1024:,.0f} KiB)", highlight=False, markup=False, soft_wrap=True)
 
 
 def generate(
