@@ -1,15 +1,19 @@
+import copy
 import json
 
 import pytest
 import torch
 from batches import ROWS, SETTINGS, TOO_LONG, adapter_in, hashes, job_of, listed, temporaries
+from conftest import CLOSE, edit_directly, farthest, outputs
 from PIL import Image
+from typer.testing import CliRunner
 
-from concept_erase import Concept, erase, erase_list
+from concept_erase import Concept, erase, erase_list, load_erasure, operators
 from concept_erase.adapter import Adapter
 from concept_erase.batch import runner
 from concept_erase.batch.engines import Here, Processes
-from concept_erase.errors import InputError, NumericalError
+from concept_erase.cli import app
+from concept_erase.errors import AdapterFileError, InputError, NumericalError
 from concept_erase.generate import Sampling
 from concept_erase.methods import make
 
@@ -88,6 +92,40 @@ def test_an_anchor_is_never_another_target_and_never_contains_one(base_folder, t
     targets = [entry["target"].casefold() for entry in index["entries"]]
     assert len(anchors) == len(rows)
     assert [(a, t) for a in anchors for t in targets if t in a] == []
+
+
+# -- the folders ---------------------------------------------------------------------------------------------------
+
+
+def test_every_folder_opens_everywhere(batch, pipe, tmp_path):
+    folder, index = batch
+    places = [folder / e["folder"] for e in (index["entries"][0], index["joint"][0])]
+    for place in places:
+        adapter = Adapter.load(place)
+        assert [p.name for p in place.glob("*.safetensors")] == [f"{adapter.slug}.safetensors"]
+        assert operators.read(place).concepts == adapter.concepts
+        told = CliRunner().invoke(app, ["info", str(place)])
+        assert told.exit_code == 0
+        assert adapter.concepts[0].target in told.output
+        pipe.load_lora_weights(str(place), adapter_name="plain")
+        plain = outputs(pipe)
+        pipe.delete_adapters("plain")
+        pipe.unload_lora_weights()
+        name = load_erasure(pipe, place)
+        assert max(farthest(plain, outputs(pipe))) < CLOSE
+        pipe.delete_adapters(name)
+        edited = copy.deepcopy(pipe)
+        edited.unload_lora_weights()
+        edit_directly(edited, adapter.changes)
+        assert max(farthest(plain, outputs(edited))) < CLOSE
+    with pytest.raises(AdapterFileError, match="a folder in it, as"):
+        Adapter.load(folder)
+
+
+def test_adapters_gathered_from_a_batch_stay_apart(batch):
+    folder, _ = batch
+    files = list(folder.glob("*/*/*.safetensors"))
+    assert len({file.name.casefold() for file in files}) == len(files) == 7
 
 
 # -- joint adapters ------------------------------------------------------------------------------------------------

@@ -1,12 +1,28 @@
+import copy
 import dataclasses
 import json
 import os
 import shutil
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import torch
-from conftest import QUICK, TWEMOJI, adapter_of, bits, names_in, no_space, quick, random_changes, untouched
+from conftest import (
+    CLOSE,
+    QUICK,
+    TWEMOJI,
+    adapter_of,
+    bits,
+    edit_directly,
+    farthest,
+    names_in,
+    no_space,
+    outputs,
+    quick,
+    random_changes,
+    untouched,
+)
 from filelock import FileLock
 from PIL import Image
 
@@ -237,7 +253,7 @@ def test_a_folder_in_use_is_refused_and_left_alone(base_folder, tmp_path):
         erase(TWEMOJI, base_folder, method, out=tmp_path, n=0)
     assert busy.value.exit_code == 75
     assert method.calls == []
-    assert erase(TWEMOJI, base_folder, method, out=tmp_path, n=0).files
+    assert erase(TWEMOJI, base_folder, quick("uce"), out=tmp_path, n=0).files
     assert not (tmp_path / ".lock").exists()
 
 
@@ -256,7 +272,87 @@ def test_a_full_disk_leaves_the_old_files_and_no_temporary(base_folder, tmp_path
     erase(TWEMOJI, base_folder, quick("uce"), out=tmp_path, n=0)
     monkeypatch.setattr(os, "fsync", no_space)
     with untouched(tmp_path), pytest.raises(OutputError, match="No space left"):
-        erase(TWEMOJI, base_folder, Counting(), out=tmp_path, n=0)
+        erase(TWEMOJI, base_folder, quick("uce"), out=tmp_path, n=0)
+
+
+OTHERS = {
+    "another concept": (Concept("noto", anchor="fluent"), Counting()),
+    "another kind": (Concept("twemoji", "object", "fluent"), Counting()),
+    "one concept more": ([TWEMOJI, Concept("Turner", anchor="fluent")], Counting()),
+    "another method": (TWEMOJI, quick("uce")),
+}
+
+
+@pytest.fixture(scope="module")
+def held(base_folder, tmp_path_factory):
+    """A folder that holds an erasure; nothing may change it."""
+    folder = tmp_path_factory.mktemp("held")
+    erase(TWEMOJI, base_folder, Counting(), out=folder, n=0)
+    return folder
+
+
+@pytest.mark.parametrize("left", ["all", "report", "adapters"])
+@pytest.mark.parametrize("case", OTHERS)
+def test_a_folder_of_another_erasure_is_refused_before_the_work(held, base_folder, tmp_path, case, left):
+    folder = Path(shutil.copytree(held, tmp_path / "held"))
+    for file in folder.iterdir():
+        if left != "all" and (file.name == "report.json") != (left == "report"):
+            file.unlink()
+    concepts, method = OTHERS[case]
+    told = r"the erasure of 'twemoji' by counting from 'tiny'.*choose another --out, or delete"
+    with untouched(folder), pytest.raises(InputError, match=told):
+        erase(concepts, base_folder, method, out=folder, n=0)
+    assert getattr(method, "calls", []) == []
+
+
+def test_a_folder_of_another_base_is_refused(held, pristine):
+    other = copy.deepcopy(pristine)
+    other.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k.weight.data *= 2
+    with untouched(held), pytest.raises(InputError, match="from 'tiny'"):
+        erase(TWEMOJI, other, Counting(), out=held, n=0)
+
+
+@pytest.mark.parametrize(
+    "name", ["other.safetensors", "OTHER.SAFETENSORS", "x.operator", "README.md", "report.json", "pictures"]
+)
+def test_what_is_not_ours_is_neither_replaced_nor_mixed_with(base_folder, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    method = Counting()
+    with untouched(tmp_path), pytest.raises(InputError, match=rf"(?s){name}|something else.*choose another --out"):
+        erase(TWEMOJI, base_folder, method, out=tmp_path, n=0)
+    assert method.calls == []
+
+
+def test_other_files_of_the_user_are_left_alone(base_folder, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    erase(TWEMOJI, base_folder, Counting(), out=tmp_path, n=0)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_the_same_erasure_again_replaces_what_earlier_runs_named_otherwise(base_folder, tmp_path):
+    first = erase(TWEMOJI, base_folder, quick("uce"), out=tmp_path, n=0)
+    names = names_in(tmp_path)
+    first.files["adapter"].rename(tmp_path / "erase-twemoji-uce.safetensors")  # as version 0.1 named them
+    first.files["operator"].rename(tmp_path / "operator.safetensors")
+    concept = dataclasses.replace(TWEMOJI, target="Twemoji", preserve=())  # another writing, other settings
+    again = erase(concept, base_folder, make("uce", {"contexts": 2, "preserve_prompts": 20}), out=tmp_path, n=0)
+    assert names_in(tmp_path) == names
+    for file in (again.files["adapter"], again.files["adapter_peft"]):
+        assert Adapter.load(file).settings["contexts"] == 2
+
+
+def test_a_folder_that_a_kill_left_without_a_report_is_gone_on_with(held, base_folder, tmp_path):
+    folder = Path(shutil.copytree(held, tmp_path / "held"))
+    (folder / "report.json").unlink()
+    assert erase(TWEMOJI, base_folder, Counting(), out=folder, n=0).files["report"].is_file()
+
+
+def test_plain_diffusers_loads_the_folder(erased, pipe):
+    pipe.load_lora_weights(str(erased.files["report"].parent), adapter_name=erased.adapter.slug)
+    loaded = outputs(pipe)
+    pipe.unload_lora_weights()
+    edit_directly(pipe, erased.adapter.changes)
+    assert max(farthest(loaded, outputs(pipe))) < CLOSE
 
 
 def test_the_report_is_written_last(base_folder, tmp_path, monkeypatch):
