@@ -15,10 +15,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from concept_erase.errors import InputError, MissingModelError
+from concept_erase.families import unet_streams
 
 _WEIGHTS = re.compile(r"(?P<stem>model|diffusion_pytorch_model)(\.(?P<variant>[^.]+))?\.safetensors")
 _INDEX = re.compile(r"(?P<stem>model|diffusion_pytorch_model)\.safetensors\.index(\.(?P<variant>[^.]+))?\.json")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}")
+_STREAM = re.compile(r"(down_blocks|mid_block|up_blocks)\..*\.attn2\.to_[kv]")
 _VARIANTS = (None, "fp16", "bf16", "ema")  # in this order, then any other
 _SNAPSHOT = re.compile(r"(?:^|[/\\])models--(?P<name>[^/\\]+)[/\\]snapshots[/\\](?P<revision>[0-9a-f]{40})[/\\]?$")
 _HUB = re.compile(r"[\w.-]+/[\w.-]+")
@@ -139,6 +141,25 @@ class Checkpoint:
         if component not in self._weights:
             self._weights[component] = self._found(self.part(component))
         return self._weights[component]
+
+    def unet_streams(self) -> list[str]:
+        """Paths of the cross-attention keys and values in the denoiser's files, sorted.
+
+        Raises:
+            InputError: one that the configuration asks for is not there, or is under another name.
+        """
+        held = {key.removesuffix(".weight") for key in self.weights("unet").files if key.endswith(".weight")}
+        expected = set(unet_streams(self.config("unet")))
+        if not expected:  # without a configuration: keys and values come in pairs
+            expected = {f"{name[:-1]}{kind}" for name in held if _STREAM.fullmatch(name) for kind in "kv"}
+        for name in sorted(expected - held):
+            alike = sorted(other for other in held if name in other)
+            raise InputError(
+                f"the unet in {self.folder} lacks '{name}.weight'"
+                + (f" and holds '{alike[0]}.weight' instead" if alike else "")
+                + "; it is incomplete, or was saved under other names or with a LoRA on it: fetch or save it again."
+            )
+        return sorted(expected)
 
     def _found(self, place: Path) -> Weights:
         names = sorted(path.name for path in place.iterdir())

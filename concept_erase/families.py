@@ -107,6 +107,23 @@ def check_layout(name: str, unet: Mapping[str, Any], text: Mapping[str, Any]) ->
     raise InputError(f"{name} has {other}; Stable Diffusion 1 layouts are supported so far, pass one of those.")
 
 
+def beside_text(name: str, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> str | None:
+    """Why a base does not draw from a text alone, with the remedy; None where nothing speaks against it.
+
+    Args:
+        unet, vae: Configurations, as far as they are known.
+    """
+    channels, latent = unet.get("in_channels", 4), vae.get("latent_channels", 4)
+    if channels == latent:
+        return None
+    wants = {latent + 1: "a depth map", 2 * latent: "a picture to edit", 2 * latent + 1: "a picture and its mask"}
+    return (
+        f"the denoiser of {name} has {channels} input channels, a text alone fills {latent}: it takes "
+        f"{wants.get(channels, 'something')} beside the text. Concepts can be erased from it, but pictures cannot be "
+        "drawn here; draw with diffusers' pipeline for it."
+    )
+
+
 def unet_streams(config: Mapping[str, Any]) -> Iterator[str]:
     """Paths of the cross-attention keys and values that a `UNet2DConditionModel` of this configuration has.
 

@@ -16,10 +16,22 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 # For a closed-form edit, and what drawing takes beside; weights in any variant.
-NEEDED = ("model_index.json", "tokenizer/*", "text_encoder/*.json", "text_encoder/model*.safetensors")
-NEEDED += ("unet/*.json", "unet/diffusion_pytorch_model*.safetensors")
-DRAWING = ("vae/*.json", "vae/diffusion_pytorch_model*.safetensors", "scheduler/*", "feature_extractor/*")
-DRAWING += ("safety_checker/*.json", "safety_checker/model*.safetensors")
+NEEDED = (
+    "model_index.json",
+    "tokenizer/*",
+    "text_encoder/*.json",
+    "text_encoder/model*.safetensors",
+    "unet/*.json",
+    "unet/diffusion_pytorch_model*.safetensors",
+)
+DRAWING = (
+    "vae/*.json",
+    "vae/diffusion_pytorch_model*.safetensors",
+    "scheduler/*",
+    "feature_extractor/*",
+    "safety_checker/*.json",
+    "safety_checker/model*.safetensors",
+)
 _VARIANTS = ["*non_ema*", "*.fp16*.safetensors", "*.bf16*.safetensors"]
 
 

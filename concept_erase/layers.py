@@ -116,3 +116,29 @@ def loras(module: torch.nn.Module) -> tuple[set[str], set[str]]:
                 name for name in getattr(mine, "active_adapters", ()) if strengths is None or strengths.get(name)
             )
     return active - fused, fused
+
+
+def refuse_loras(name: str, pipe: Any) -> None:
+    """Refuse a live pipeline that does not compute what its own weights say.
+
+    Raises:
+        InputError: a LoRA is switched on, or was fused into the weights.
+    """
+    active: set[str] = set()
+    fused = set(getattr(pipe, "fused_loras", ()) or ())  # diffusers remembers them when they were unloaded
+    for component in ("unet", "text_encoder"):
+        module = getattr(pipe, component, None)
+        if isinstance(module, torch.nn.Module):
+            on, merged = loras(module)
+            active, fused = active | on, fused | merged
+    if fused:
+        raise InputError(
+            f"LoRAs are fused into the weights of {name} ({', '.join(sorted(fused))}): an edit would depend on them "
+            "without saying so. Call unfuse_lora(), or open the base again; to erase from the mixture, call "
+            "unload_lora_weights() and save_pretrained(), and pass that folder."
+        )
+    if active:
+        raise InputError(
+            f"LoRAs are switched on in {name} ({', '.join(sorted(active))}): an edit would depend on them without "
+            "saying so. Call disable_lora() or unload_lora_weights() first; they can be loaded again afterwards."
+        )

@@ -9,23 +9,23 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from concept_erase import embedded
-from concept_erase.checkpoint import Checkpoint, Weights, base_name, what_it_is
+from concept_erase.checkpoint import Checkpoint, base_name, what_it_is
 from concept_erase.errors import InputError, MissingModelError, NumericalError
-from concept_erase.families import FAMILIES, Family, Site, check_layout, family_of, unet_streams
+from concept_erase.families import FAMILIES, Family, Site, beside_text, check_layout, family_of
 from concept_erase.hub import fetch, load_pipeline, load_text_encoder
 from concept_erase.layers import (
     OFFLOADED,
     canonical_to_live,
     linear,
     live_to_canonical,
-    loras,
     on_disk,
+    refuse_loras,
     tensor,
     unwrapped,
     walk,
@@ -43,7 +43,6 @@ _CALLS = 24  # remembered calls of the text encoder; on SD 1 with 50 prompts eac
 _PROMPTS = 50_000  # remembered tokenizations; a list of concepts asks for the same neighbours and ends again and again
 _UNLIMITED = 1_000_000  # a tokenizer without a limit says 10^30
 _TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
-_STREAM = re.compile(r"(down_blocks|mid_block|up_blocks)\.")  # where the paths of a UNet's attention begin
 
 
 class Model:
@@ -123,7 +122,7 @@ class Model:
     def _load(self, component: str, paths: Sequence[str]) -> None:
         names = [path.partition(".")[2] for path in paths]
         if self._stored(component):
-            raw = self._unet.read([f"{name}.weight" for name in names])
+            raw = self._disk.weights(component).read([f"{name}.weight" for name in names])
         else:
             module = self.component(component)
             raw = (tensor(linear(module, canonical_to_live(module, name)), "weight") for name in names)
@@ -144,7 +143,7 @@ class Model:
     def _linears(self, component: str) -> Iterator[str]:
         """Paths, inside a component, of everything that has a matrix of weights."""
         if self._stored(component):
-            yield from self._stored_streams()
+            yield from self._disk.unet_streams()
             return
         for name, module in walk(self.component(component)):
             if getattr(module, "weight", None) is not None and module.weight.ndim == 2:
@@ -158,32 +157,6 @@ class Model:
     def _disk(self) -> Checkpoint:
         assert self.folder is not None, "a live pipeline has no files"
         return Checkpoint(self.folder)
-
-    @cached_property
-    def _unet(self) -> Weights:
-        return self._disk.weights("unet")
-
-    def _stored_streams(self) -> Iterator[str]:
-        """Paths of the cross-attention keys and values in the denoiser's files, complete.
-
-        Raises:
-            InputError: one is not there, or is under another name.
-        """
-        held = {key.removesuffix(".weight") for key in self._unet.files if key.endswith(".weight")}
-        expected = set(unet_streams(self._disk.config("unet")))
-        if not expected:  # without a configuration: keys and values come in pairs
-            found = [name for name in held if _STREAM.match(name) and re.search(r"attn2\.to_[kv]$", name)]
-            expected = {f"{name[:-1]}{kind}" for name in found for kind in "kv"}
-        ends = tuple(name[-len("attn2.to_k") :] for name in expected)
-        alike = [name for name in held if name.endswith((*ends, "base_layer"))] if expected - held else []
-        for name in sorted(expected - held):
-            instead = [n for n in sorted(alike) if name in n]
-            raise InputError(
-                f"the unet in {self._disk.folder} lacks '{name}.weight'"
-                + (f" and holds '{instead[0]}.weight' instead" if instead else "")
-                + "; it is incomplete, or was saved under other names or with a LoRA on it: fetch or save it again."
-            )
-        yield from sorted(expected)
 
     def component(self, name: str) -> Any:
         """A part of a live pipeline beneath whatever wraps it; of a folder the text encoder alone.
@@ -207,27 +180,8 @@ class Model:
         Raises:
             InputError: a LoRA is switched on, or was fused into the weights.
         """
-        if self._pipe is None:
-            return
-        active: set[str] = set()
-        fused = set(getattr(self._pipe, "fused_loras", ()) or ())
-        for name in ("unet", "text_encoder"):
-            module = getattr(self._pipe, name, None)
-            if isinstance(module, torch.nn.Module):
-                on, merged = loras(module)
-                active, fused = active | on, fused | merged
-        if fused:
-            raise InputError(
-                f"LoRAs are fused into the weights of {self.name} ({', '.join(sorted(fused))}): an edit would be made "
-                "for another base than it names. Call unfuse_lora(), or open the base again; to erase from the "
-                "mixture, save it with save_pretrained and pass that folder."
-            )
-        if active:
-            raise InputError(
-                f"LoRAs are switched on in {self.name} ({', '.join(sorted(active))}): an edit would be made for "
-                "another base than it names. Call disable_lora() or unload_lora_weights() first; they can be loaded "
-                "again afterwards."
-            )
+        if self._pipe is not None:
+            refuse_loras(self.name, self._pipe)
 
     # -- text --------------------------------------------------------------------------------------------------
 
@@ -331,7 +285,7 @@ class Model:
     def vocabulary(self) -> int:
         """How many tokens the text encoder knows."""
         if self._pipe is not None:
-            return int(self.text_encoder.get_input_embeddings().weight.shape[0])
+            return len(cast("Any", self.text_encoder.get_input_embeddings()).weight)
         return int(self._text_config.get("vocab_size", 49408))
 
     def token_ids(self, prompt: str) -> list[int]:
@@ -367,10 +321,8 @@ class Model:
             return prompt
         from diffusers.loaders import TextualInversionLoaderMixin
 
-        convert = (
-            getattr(self._pipe, "maybe_convert_prompt", None) or TextualInversionLoaderMixin().maybe_convert_prompt
-        )
-        return convert(prompt, self.tokenizer)
+        pipe: Any = self._pipe if hasattr(self._pipe, "maybe_convert_prompt") else TextualInversionLoaderMixin()
+        return pipe.maybe_convert_prompt(prompt, self.tokenizer)
 
     @torch.no_grad()
     def encode(self, rows: Sequence[Sequence[int]], upto: Sequence[int], batch: int = 32) -> list[Tensor]:
@@ -442,18 +394,10 @@ class Model:
             for name in ("tokenizer", "text_encoder", "unet", "vae", "scheduler"):
                 if getattr(self._pipe, name, None) is None:
                     return f"{self.name} has no {name}; pass a whole pipeline to draw."
-            unet, vae = (dict(unwrapped(getattr(self._pipe, name)).config) for name in ("unet", "vae"))
+            unet, vae = (unwrapped(getattr(self._pipe, name)).config for name in ("unet", "vae"))
         else:
             unet, vae = self._disk.config("unet"), self._disk.config("vae")
-        channels, latent = unet.get("in_channels", 4), vae.get("latent_channels", 4)
-        if channels == latent:
-            return None
-        wants = {latent + 1: "a depth map", 2 * latent: "a picture to edit", 2 * latent + 1: "a picture and its mask"}
-        return (
-            f"the denoiser of {self.name} has {channels} input channels, a text alone fills {latent}: it takes "
-            f"{wants.get(channels, 'something')} beside the text. Concepts can be erased from it, but pictures "
-            "cannot be drawn here; draw with diffusers' pipeline for it."
-        )
+        return beside_text(self.name, unet, vae)
 
     @property
     def is_embedded(self) -> bool:
