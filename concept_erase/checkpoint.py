@@ -125,6 +125,12 @@ class Checkpoint:
         return _json(path) if path.is_file() else {}
 
     @property
+    def text_config(self) -> dict[str, Any]:
+        """The text encoder's configuration, also where it is a part of that of a whole CLIP."""
+        config = self.config("text_encoder")
+        return config.get("text_config") or config
+
+    @property
     def tokenizer_class(self) -> str | None:
         """Name of the tokenizer's class, None where nothing says."""
         path = self.folder / "tokenizer" / "tokenizer_config.json"

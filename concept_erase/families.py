@@ -92,6 +92,12 @@ def check_layout(name: str, unet: Mapping[str, Any], text: Mapping[str, Any]) ->
     Raises:
         InputError: they are of another family, or do not belong together.
     """
+    kind = text.get("model_type", "clip_text_model")
+    if kind != "clip_text_model":
+        raise InputError(
+            f"the text encoder of {name} is of the kind {kind!r}; Stable Diffusion 1 models have a CLIPTextModel: "
+            "pass one of those."
+        )
     wide, stream = text.get("hidden_size"), unet.get("cross_attention_dim")
     if unet.get("addition_embed_type") is not None or stream == 2048:
         other = f"an SDXL layout (the denoiser reads a text stream of width {stream} and more beside it)"

@@ -35,6 +35,10 @@ DRAWING = (
 _VARIANTS = ["*non_ema*", "*.fp16*.safetensors", "*.bf16*.safetensors"]
 
 
+# What transformers and diffusers raise, each in its own way, for files that they cannot use.
+_UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, ImportError)
+
+
 def fetch(name: str, revision: str | None = None, *, drawing: bool = False) -> Path:
     """The cached snapshot of a hub model, completed with what is needed; the cache comes first.
 
@@ -47,10 +51,9 @@ def fetch(name: str, revision: str | None = None, *, drawing: bool = False) -> P
     from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     wanted = [*NEEDED, *(DRAWING if drawing else ())]
-    weighty = ("text_encoder", "unet", *(("vae",) if drawing else ()))
     try:
         cached = Path(snapshot_download(name, revision=revision, local_files_only=True))
-        if not _lacking(cached, wanted, weighty):
+        if not _lacking(cached, wanted):
             return cached
     except (LocalEntryNotFoundError, OSError):
         pass
@@ -58,7 +61,7 @@ def fetch(name: str, revision: str | None = None, *, drawing: bool = False) -> P
         # Plain files first; variants only where there is nothing else.
         for ignored in (_VARIANTS, []):
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=ignored))
-            missing = _lacking(folder, wanted, weighty)
+            missing = _lacking(folder, wanted)
             if not missing:
                 return folder
     except RepositoryNotFoundError as error:
@@ -71,16 +74,19 @@ def fetch(name: str, revision: str | None = None, *, drawing: bool = False) -> P
     raise MissingModelError(f"{name!r} lacks {', '.join(missing)}; is it a Stable Diffusion 1 model in diffusers form?")
 
 
-def _lacking(folder: Path, wanted: Sequence[str], weighty: Sequence[str]) -> list[str]:
-    """What a snapshot lacks; a safety checker and what belongs to it may be left out."""
-    optional = ("feature_extractor/", "safety_checker/")
-    missing = [p for p in wanted if not p.startswith(optional) and not any(folder.glob(p))]
-    if missing:
+def _lacking(folder: Path, wanted: Sequence[str]) -> list[str]:
+    """What a snapshot lacks, in words; parts that the pipeline was saved without are not missed."""
+    missing = [pattern for pattern in wanted if not any(folder.glob(pattern))]
+    if "model_index.json" in missing:
         return missing
     checkpoint = Checkpoint(folder)
-    for component in weighty:
+    optional = ("feature_extractor", "safety_checker")
+    left_out = tuple(f"{part}/" for part in optional if checkpoint.component_class(part) is None)
+    missing = [pattern for pattern in missing if not pattern.startswith(left_out)]
+    for component in {p.partition("/")[0] for p in wanted if p.endswith(".safetensors")} if not missing else ():
         try:
-            checkpoint.weights(component)
+            if f"{component}/" not in left_out:
+                checkpoint.weights(component)
         except MissingModelError as error:
             missing.append(str(error).partition(";")[0])
     return missing
@@ -90,10 +96,12 @@ def load_text_encoder(checkpoint: Checkpoint) -> Any:
     """The text encoder in float32, frozen; every weight of it comes from the files.
 
     Raises:
-        InputError: it is of another kind, or its files do not hold what they must.
+        InputError: its files do not hold what they must.
     """
     from transformers import CLIPTextModel
 
+    if not (checkpoint.part("text_encoder") / "config.json").is_file():
+        raise MissingModelError(f"the text_encoder of {checkpoint.name} has no config.json; fetch it again.")
     return _loaded(checkpoint, "text_encoder", CLIPTextModel, dtype=torch.float32).eval().requires_grad_(False)
 
 
@@ -105,6 +113,7 @@ def load_pipeline(checkpoint: Checkpoint) -> DiffusionPipeline:
     import diffusers
     from diffusers import DiffusionPipeline
 
+    checkpoint.part("scheduler")
     parts: dict[str, Any] = {"text_encoder": load_text_encoder(checkpoint).requires_grad_(True)}
     for component in ("unet", "vae"):
         checkpoint.part(component)
@@ -118,10 +127,16 @@ def load_pipeline(checkpoint: Checkpoint) -> DiffusionPipeline:
     variant = None
     if checkpoint.component_class("safety_checker"):
         variant = checkpoint.weights("safety_checker").variant
-    with quiet():
-        pipe = DiffusionPipeline.from_pretrained(checkpoint.folder, use_safetensors=True, variant=variant, **parts).to(
-            torch.float32
-        )
+    try:
+        with quiet():
+            pipe = DiffusionPipeline.from_pretrained(
+                checkpoint.folder, use_safetensors=True, variant=variant, **parts
+            ).to(torch.float32)
+    except _UNREADABLE as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"{checkpoint.folder} cannot be opened as a pipeline ({reason}); fetch or save it again."
+        ) from error
     pipe.set_progress_bar_config(disable=True)
     if torch.get_default_device().type == "cpu":
         pipe.unet.to(memory_format=torch.channels_last)  # 0.31 to 0.23 s a picture at batch 32 on 4 cores
@@ -137,7 +152,7 @@ def _loaded(checkpoint: Checkpoint, component: str, kind: Any, **options: Any) -
             module, info = kind.from_pretrained(
                 place, use_safetensors=True, variant=weights.variant, output_loading_info=True, **options
             )
-    except (OSError, RuntimeError, ValueError) as error:
+    except _UNREADABLE as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
             f"the {component} in {place} cannot be read as a {kind.__name__} ({reason}); its weights and its "

@@ -30,6 +30,7 @@ from concept_erase.layers import (
     unwrapped,
     walk,
 )
+from concept_erase.text import check_tokenizer, open_tokenizer, plain_copy
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -42,7 +43,6 @@ T = TypeVar("T")
 _CALLS = 24  # remembered calls of the text encoder; on SD 1 with 50 prompts each takes 12 MB
 _PROMPTS = 50_000  # remembered tokenizations; a list of concepts asks for the same neighbours and ends again and again
 _UNLIMITED = 1_000_000  # a tokenizer without a limit says 10^30
-_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 
 
 class Model:
@@ -191,78 +191,24 @@ class Model:
         Raises:
             InputError: it is of another kind than the text encoder's.
         """
-        if self._pipe is not None:
-            tokenizer = self.component("tokenizer")
-        else:
-            from transformers import CLIPTokenizer
-
-            place = self._disk.part("tokenizer")
-            self._require_kind("tokenizer", [self._disk.tokenizer_class], _TOKENIZERS)
-            try:
-                tokenizer = CLIPTokenizer.from_pretrained(place)
-            except (OSError, ValueError, TypeError, KeyError) as error:
-                reason = str(error).strip().partition("\n")[0]
-                raise MissingModelError(
-                    f"the tokenizer in {place} cannot be read ({reason}); fetch it again."
-                ) from error
-            # What is too long is refused by `token_ids`, in a sentence of ours.
-            tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
-        self._require_kind("tokenizer", [c.__name__ for c in type(tokenizer).__mro__], _TOKENIZERS)
-        ends = [tokenizer.bos_token_id, tokenizer.eos_token_id]
-        if tokenizer("").input_ids != ends or tokenizer.pad_token_id is None:
-            raise InputError(
-                f"the tokenizer of {self.name} does not put a text between a first and a last token, or has no token "
-                "for padding; it is not that of a Stable Diffusion 1 model: fetch it again."
-            )
+        tokenizer = self.component("tokenizer") if self._pipe is not None else open_tokenizer(self._disk)
+        check_tokenizer(self.name, tokenizer)
         return tokenizer
 
     @cached_property
     def text_encoder(self) -> CLIPTextModel:
-        """The text encoder itself, beneath whatever wraps it in a live pipeline.
-
-        Raises:
-            InputError: it is of another kind.
-        """
-        live = self.component("text_encoder") if self._pipe is not None else None
-        if live is None and not (self._disk.part("text_encoder") / "config.json").is_file():
-            raise MissingModelError(f"the text_encoder of {self.name} has no config.json; fetch it again.")
-        kind = str(self._text_config.get("model_type"))
-        if kind not in ("clip_text_model", "clip"):
-            given = type(live).__name__ if live is not None else self._disk.component_class("text_encoder")
-            raise InputError(
-                f"the text encoder of {self.name} is a {given} ({kind}); Stable Diffusion 1 models have a "
-                "CLIPTextModel: pass one of those."
-            )
-        return live if live is not None else load_text_encoder(self._disk)
+        """The text encoder itself, beneath whatever wraps it in a live pipeline."""
+        return self.component("text_encoder") if self._pipe is not None else load_text_encoder(self._disk)
 
     def encoder_copy(self) -> CLIPTextModel:
         """A text encoder of one's own, on the CPU in float32: without the LoRAs, hooks and wrappers of the pipeline."""
-        source = self.text_encoder
-        if self._pipe is None:
-            return copy.deepcopy(source)
-        with torch.random.fork_rng(devices=[]):
-            twin = type(source)(copy.deepcopy(source.config)).float()
-        weights = dict(twin.named_parameters())
-        for path, module in walk(source):
-            for name, _ in module.named_parameters(recurse=False):
-                weights.pop(f"{path}.{name}").data.copy_(tensor(module, name))
-        if weights:
-            raise InputError(f"the text encoder of {self.name} lacks {min(weights)!r}; open the base again.")
-        return twin.eval().requires_grad_(False)
-
-    def _require_kind(self, part: str, given: Sequence[str | None], known: Sequence[str]) -> None:
-        if given[0] is not None and not set(given) & set(known):
-            raise InputError(
-                f"the {part} of {self.name} is a {given[0]}; Stable Diffusion 1 models have a {known[0]}: pass one of "
-                "those."
-            )
+        return copy.deepcopy(self.text_encoder) if self._pipe is None else plain_copy(self.text_encoder)
 
     @cached_property
     def _text_config(self) -> Mapping[str, Any]:
         """Configuration of the text encoder; empty where a pipeline has none."""
         if self._pipe is None:
-            config = self._disk.config("text_encoder")
-            return config.get("text_config") or config
+            return self._disk.text_config
         module = unwrapped(getattr(self._pipe, "text_encoder", None))
         return module.config.to_dict() if hasattr(module, "config") else {}
 
@@ -482,7 +428,7 @@ def source_of(base: Mapping[str, str | None]) -> str | None:
 
 def _from_folder(checkpoint: Checkpoint, hub_name: str | None = None) -> Model:
     family = family_of(checkpoint.pipeline_class)
-    check_layout(hub_name or checkpoint.name, checkpoint.config("unet"), checkpoint.config("text_encoder"))
+    check_layout(hub_name or checkpoint.name, checkpoint.config("unet"), checkpoint.text_config)
     revision = checkpoint.folder.name if hub_name else checkpoint.revision
     return Model(
         family,
