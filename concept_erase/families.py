@@ -1,6 +1,10 @@
-"""What is editable in each family of generators: data, no branches. A new family is a new row."""
+"""What is editable in each family of generators: data. A new family is a new row."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from concept_erase.errors import InputError
 
@@ -78,3 +82,78 @@ def family_of(pipeline_class: str) -> Family:
             return family
     known = sorted(name for family in FAMILIES.values() for name in family.pipelines)
     raise InputError(f"no family knows the pipeline {pipeline_class!r}; supported: {', '.join(known)}.")
+
+
+def check_layout(name: str, unet: Mapping[str, Any], text: Mapping[str, Any]) -> None:
+    """Refuse what has the class names of Stable Diffusion 1 but another layout.
+
+    Args:
+        unet, text: Configurations of denoiser and text encoder, as far as they are known.
+    Raises:
+        InputError: they are of another family, or do not belong together.
+    """
+    kind = text.get("model_type", "clip_text_model")
+    if kind != "clip_text_model":
+        raise InputError(
+            f"the text encoder of {name} is of the kind {kind!r}; Stable Diffusion 1 models have a CLIPTextModel: "
+            "pass one of those."
+        )
+    wide, stream = text.get("hidden_size"), unet.get("cross_attention_dim")
+    if unet.get("addition_embed_type") is not None or stream == 2048:
+        other = f"an SDXL layout (the denoiser reads a text stream of width {stream} and more beside it)"
+    elif 1024 in (wide, stream) or (text.get("hidden_act") == "gelu" and text.get("num_hidden_layers") == 23):
+        other = f"a Stable Diffusion 2 layout (text width {wide or stream})"
+    elif isinstance(wide, int) and isinstance(stream, int) and wide != stream:
+        raise InputError(
+            f"the text encoder of {name} gives embeddings of width {wide}, its denoiser reads {stream}: they do not "
+            "belong together; pass a pipeline whose parts fit."
+        )
+    else:
+        return
+    raise InputError(f"{name} has {other}; Stable Diffusion 1 layouts are supported so far, pass one of those.")
+
+
+def beside_text(name: str, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> str | None:
+    """Why a base does not draw from a text alone, with the remedy; None where nothing speaks against it.
+
+    Args:
+        unet, vae: Configurations, as far as they are known.
+    """
+    channels, latent = unet.get("in_channels", 4), vae.get("latent_channels", 4)
+    if channels == latent:
+        return None
+    wants = {latent + 1: "a depth map", 2 * latent: "a picture to edit", 2 * latent + 1: "a picture and its mask"}
+    return (
+        f"the denoiser of {name} has {channels} input channels, a text alone fills {latent}: it takes "
+        f"{wants.get(channels, 'something')} beside the text. Concepts can be erased from it, but pictures cannot be "
+        "drawn here; draw with diffusers' pipeline for it."
+    )
+
+
+def unet_streams(config: Mapping[str, Any]) -> Iterator[str]:
+    """Paths of the cross-attention keys and values that a `UNet2DConditionModel` of this configuration has.
+
+    None at all where it holds blocks that this does not know.
+    """
+    down, up = config.get("down_block_types") or (), config.get("up_block_types") or ()
+    middle = config.get("mid_block_type", "UNetMidBlock2DCrossAttn")
+    plain = {"DownBlock2D", "UpBlock2D", "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"}
+    if {*down, *up} - plain or middle not in (None, "UNetMidBlock2DCrossAttn") or config.get("dual_cross_attention"):
+        return
+    layers = _each(config.get("layers_per_block", 2), len(down))
+    depths = _each(config.get("transformer_layers_per_block", 1), len(down))
+    backwards = config.get("reverse_transformer_layers_per_block") or depths[::-1]
+    blocks = [(f"down_blocks.{i}", n, d) for i, (n, d) in enumerate(zip(layers, depths, strict=True))]
+    blocks += [(f"up_blocks.{i}", n + 1, d) for i, (n, d) in enumerate(zip(layers[::-1], backwards, strict=False))]
+    blocks = [block for block, kind in zip(blocks, (*down, *up), strict=False) if kind.startswith("CrossAttn")]
+    if middle and down:
+        blocks.append(("mid_block", 1, depths[-1]))
+    for block, attentions, depth in blocks:
+        for i in range(attentions):
+            for k in range(depth if isinstance(depth, int) else depth[i]):
+                for kind in "kv":
+                    yield f"{block}.attentions.{i}.transformer_blocks.{k}.attn2.to_{kind}"
+
+
+def _each(value: Any, blocks: int) -> list[Any]:
+    return [value] * blocks if isinstance(value, int) else list(value)

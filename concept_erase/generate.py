@@ -6,7 +6,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 
 from concept_erase.errors import InputError, OutputError, ResourceError
 from concept_erase.files import atomic_write
+from concept_erase.layers import unwrapped
 from concept_erase.model import Model
 
 Progress = Callable[[int, int, str], None]
@@ -63,7 +65,11 @@ def generate(
             edit, or None when that is not known and nothing may be cached.
     Returns:
         Pictures in the order of the prompts.
+    Raises:
+        InputError: the base does not draw from a text alone, or a prompt is too long for it.
     """
+    if model.undrawable:
+        raise InputError(model.undrawable)
     identity = _identity(model, variant, sampling)
     jobs = list(zip(prompts, seeds, strict=True))
     chunks = [jobs[i : i + sampling.batch] for i in range(0, len(jobs), sampling.batch)]
@@ -99,12 +105,11 @@ def _drawn(model: Model, jobs: Sequence[tuple[str, int]], sampling: Sampling) ->
 
 
 def _draw(model: Model, prompts: list[str], seeds: list[int], sampling: Sampling) -> list[Image.Image]:
-    pipe: Any = model.pipe
     for prompt in prompts:
         model.token_ids(prompt)  # refuses what the pipeline would cut in silence
     guidance = sampling.guidance if sampling.guidance is not None else (4.0 if model.is_embedded else 7.5)
-    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    with torch.inference_mode():
+    with _text_to_image(model) as pipe, torch.inference_mode():
+        side = unwrapped(pipe.unet).config.sample_size * pipe.vae_scale_factor
         return pipe(
             prompts,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
@@ -113,6 +118,27 @@ def _draw(model: Model, prompts: list[str], seeds: list[int], sampling: Sampling
             height=side,
             width=side,
         ).images
+
+
+@contextmanager
+def _text_to_image(model: Model) -> Iterator[Any]:
+    """The model's pipeline as one that takes a text; its tokenizer pads to what the text encoder holds meanwhile."""
+    from diffusers import StableDiffusionPipeline
+
+    pipe: Any = model.pipe
+    if not isinstance(pipe, StableDiffusionPipeline):  # one of the same parts that asks for a picture as well
+        parts = {name: pipe.components.get(name) for name in _PARTS}
+        pipe = StableDiffusionPipeline(**parts, requires_safety_checker=parts["safety_checker"] is not None)
+        pipe.set_progress_bar_config(disable=True)
+    allowed = pipe.tokenizer.model_max_length
+    try:
+        pipe.tokenizer.model_max_length = model.length  # some say nothing, which means without end
+        yield pipe
+    finally:
+        pipe.tokenizer.model_max_length = allowed
+
+
+_PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler", "safety_checker", "feature_extractor")
 
 
 def _identity(model: Model, variant: str | None, sampling: Sampling) -> dict[str, Any] | None:

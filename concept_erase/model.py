@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
-import json
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from concept_erase import embedded
+from concept_erase.checkpoint import Checkpoint, base_name, what_it_is
 from concept_erase.errors import InputError, MissingModelError, NumericalError
-from concept_erase.families import Family, Site, family_of
-from concept_erase.hub import fetch, load_pipeline, quiet
-from concept_erase.layers import canonical_to_live, linear, live_to_canonical
+from concept_erase.families import FAMILIES, Family, Site, beside_text, check_layout, family_of
+from concept_erase.hub import fetch, load_pipeline, load_text_encoder
+from concept_erase.layers import (
+    OFFLOADED,
+    canonical_to_live,
+    linear,
+    live_to_canonical,
+    on_disk,
+    refuse_loras,
+    tensor,
+    unwrapped,
+    walk,
+)
+from concept_erase.text import check_tokenizer, open_tokenizer, plain_copy
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -32,7 +42,7 @@ Source = Any  # str | Path | DiffusionPipeline | Model | None: the last two woul
 T = TypeVar("T")
 _CALLS = 24  # remembered calls of the text encoder; on SD 1 with 50 prompts each takes 12 MB
 _PROMPTS = 50_000  # remembered tokenizations; a list of concepts asks for the same neighbours and ends again and again
-_VARIANT = re.compile(r"\.(fp16|bf16|non_ema|ema)\b")
+_UNLIMITED = 1_000_000  # a tokenizer without a limit says 10^30
 
 
 class Model:
@@ -48,13 +58,25 @@ class Model:
     """
 
     def __init__(
-        self, family: Family, name: str, *, folder: Path | None, pipe: Any, revision: str | None = None
+        self,
+        family: Family,
+        name: str,
+        *,
+        folder: Path | None,
+        pipe: Any,
+        revision: str | None = None,
+        fetched: bool = False,
     ) -> None:
+        """
+        Args:
+            fetched: The folder is a snapshot of the hub that may lack what only drawing takes.
+        """
         self.family = family
         self.name = name
         self.revision = revision
         self.folder = folder
         self._pipe = pipe
+        self._fetched = fetched
         self._weights: dict[str, Tensor] = {}
         self._paths: dict[Site, list[str]] = {}
         self._memory: OrderedDict[Hashable, Any] = OrderedDict()
@@ -71,9 +93,7 @@ class Model:
         """
         if site not in self._paths:
             pattern = re.compile(site.pattern)
-            names = (
-                self._live_linears(site.component) if self._pipe is not None else self._stored_linears(site.component)
-            )
+            names = self._linears(site.component)
             found = sorted({f"{site.component}.{name}" for name in names if pattern.search(name)})
             if not found:
                 raise InputError(
@@ -100,119 +120,155 @@ class Model:
         return self._weights[path]
 
     def _load(self, component: str, paths: Sequence[str]) -> None:
-        if self._pipe is not None:
-            module = getattr(self._pipe, component)
-            raw = {p: linear(module, canonical_to_live(module, p.partition(".")[2])).weight.detach() for p in paths}
+        names = [path.partition(".")[2] for path in paths]
+        if self._stored(component):
+            raw = self._disk.weights(component).read([f"{name}.weight" for name in names])
         else:
-            raw = dict(self._stored_weights(component, paths))
-        for path, tensor in raw.items():
-            tensor = tensor.to("cpu", torch.float32)
-            if not tensor.isfinite().all():
+            module = self.component(component)
+            raw = (tensor(linear(module, canonical_to_live(module, name)), "weight") for name in names)
+        streams = {path for site in self.family.streams for path in self._paths.get(site, ())}
+        for path, weight in zip(paths, raw, strict=True):
+            if not weight.is_floating_point():
+                raise InputError(
+                    f"the weights of {path} in {self.name} are quantised ({weight.dtype}); "
+                    "erase from a base in float32, float16 or bfloat16, the adapter fits both."
+                )
+            if path in streams:
+                check_layout(self.name, {"cross_attention_dim": weight.shape[1]}, self._text_config)
+            weight = weight.to("cpu", torch.float32)
+            if not weight.isfinite().all():
                 raise NumericalError(f"the weights of {path} in {self.name} hold NaN or Inf; use an intact checkpoint.")
-            self._weights[path] = tensor
+            self._weights[path] = weight
 
-    def _live_linears(self, component: str) -> Iterator[str]:
-        for name, module in getattr(self._pipe, component).named_modules():
+    def _linears(self, component: str) -> Iterator[str]:
+        """Paths, inside a component, of everything that has a matrix of weights."""
+        if self._stored(component):
+            yield from self._disk.unet_streams()
+            return
+        for name, module in walk(self.component(component)):
             if getattr(module, "weight", None) is not None and module.weight.ndim == 2:
-                yield live_to_canonical(component, name.removesuffix(".base_layer"))
+                yield live_to_canonical(component, name)
 
-    def _part(self, component: str) -> Path:
-        assert self.folder is not None, "a live pipeline has no folder"
-        if not (self.folder / component).is_dir():
-            raise MissingModelError(f"{self.folder} has no {component}; pass the whole folder of a diffusers pipeline.")
-        return self.folder / component
+    def _stored(self, component: str) -> bool:
+        """Whether a component is read from its files, without building it."""
+        return self._pipe is None and component == "unet"
 
     @cached_property
-    def _unet_files(self) -> dict[str, Path]:
-        return self._index("unet")
+    def _disk(self) -> Checkpoint:
+        assert self.folder is not None, "a live pipeline has no files"
+        return Checkpoint(self.folder)
 
-    def _index(self, component: str) -> dict[str, Path]:
-        """Tensor name -> file, over one component's safetensors files; full precision before variants."""
-        place = self._part(component)
+    def component(self, name: str) -> Any:
+        """A part of a live pipeline beneath whatever wraps it; of a folder the text encoder alone.
 
-        def plainest(pattern: str) -> list[Path]:
-            return sorted(place.glob(pattern), key=lambda p: (_VARIANT.search(p.name) is not None, p.name))
+        Raises:
+            InputError: the pipeline has none, or its weights are offloaded to disk.
+        """
+        if self._pipe is None:
+            assert name == "text_encoder", "nothing else of a folder is built"
+            return self.text_encoder
+        part = getattr(self._pipe, name, None)
+        if part is None:
+            raise InputError(f"{self.name} has no {name} (None); pass a pipeline that has all its parts.")
+        if isinstance(part, torch.nn.Module) and on_disk(part):
+            raise InputError(f"{OFFLOADED}; erase before offloading.")
+        return unwrapped(part)
 
-        files = plainest("*.safetensors")
-        indices = plainest("*.safetensors.index*.json")
-        if indices and (not files or _VARIANT.search(indices[0].name) is None or _VARIANT.search(files[0].name)):
-            weight_map = json.loads(indices[0].read_text())["weight_map"]
-            return {key: place / name for key, name in weight_map.items()}
-        if not files:
-            raise MissingModelError(f"{place} holds no safetensors file; pickled weights are not read, convert them.")
-        try:
-            with safe_open(files[0], framework="pt") as file:
-                return dict.fromkeys(file.keys(), files[0])
-        except SafetensorError as error:
-            raise InputError(f"{files[0]} is not a valid safetensors file ({error}); fetch it again.") from error
+    def require_plain(self) -> None:
+        """Refuse a live pipeline that does not compute what its own weights say.
 
-    def _stored_linears(self, component: str) -> Iterator[str]:
-        files = self._unet_files if component == "unet" else self._index(component)
-        for key in files:
-            if key.endswith(".weight"):
-                yield live_to_canonical(component, key.removesuffix(".weight"))
-
-    def _stored_weights(self, component: str, paths: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
-        files = self._unet_files if component == "unet" else self._index(component)
-        keys = {live_to_canonical(component, k.removesuffix(".weight")): k for k in files if k.endswith(".weight")}
-        with ExitStack() as stack:
-            opened: dict[Path, Any] = {}
-            for path in paths:
-                key = keys[path.partition(".")[2]]
-                file = files[key]
-                if file not in opened:
-                    try:
-                        opened[file] = stack.enter_context(safe_open(file, framework="pt"))
-                    except SafetensorError as error:
-                        raise InputError(
-                            f"{file} is not a valid safetensors file ({error}); fetch it again."
-                        ) from error
-                yield path, opened[file].get_tensor(key)
+        Raises:
+            InputError: a LoRA is switched on, or was fused into the weights.
+        """
+        if self._pipe is not None:
+            refuse_loras(self.name, self._pipe)
 
     # -- text --------------------------------------------------------------------------------------------------
 
     @cached_property
     def tokenizer(self) -> CLIPTokenizer:
-        if self._pipe is not None:
-            return self._pipe.tokenizer
-        from transformers import CLIPTokenizer
-
-        tokenizer = CLIPTokenizer.from_pretrained(self._part("tokenizer"))
-        # What is too long is refused by `token_ids`, in a sentence of ours.
-        tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+        """
+        Raises:
+            InputError: it is of another kind than the text encoder's.
+        """
+        tokenizer = self.component("tokenizer") if self._pipe is not None else open_tokenizer(self._disk)
+        check_tokenizer(self.name, tokenizer)
         return tokenizer
 
     @cached_property
     def text_encoder(self) -> CLIPTextModel:
-        if self._pipe is not None:
-            return self._pipe.text_encoder
-        from transformers import CLIPTextModel
+        """The text encoder itself, beneath whatever wraps it in a live pipeline."""
+        return self.component("text_encoder") if self._pipe is not None else load_text_encoder(self._disk)
 
-        part = self._part("text_encoder")
-        variant = _VARIANT.search(next(iter(self._index("text_encoder").values())).name)
-        with quiet():
-            encoder = CLIPTextModel.from_pretrained(
-                part, dtype=torch.float32, use_safetensors=True, variant=variant and variant[1]
-            )
-        return encoder.eval().requires_grad_(False)
+    def encoder_copy(self) -> CLIPTextModel:
+        """A text encoder of one's own, on the CPU in float32: without the LoRAs, hooks and wrappers of the pipeline."""
+        return copy.deepcopy(self.text_encoder) if self._pipe is None else plain_copy(self.text_encoder)
 
-    @property
+    @cached_property
+    def _text_config(self) -> Mapping[str, Any]:
+        """Configuration of the text encoder; empty where a pipeline has none."""
+        if self._pipe is None:
+            return self._disk.text_config
+        module = unwrapped(getattr(self._pipe, "text_encoder", None))
+        return module.config.to_dict() if hasattr(module, "config") else {}
+
+    @cached_property
     def length(self) -> int:
-        """Positions of the text encoder, padding included."""
-        return int(self.tokenizer.model_max_length)
-
-    def token_ids(self, prompt: str) -> list[int]:
-        """Token ids of a prompt from BOS to EOS, without padding.
+        """Positions of a prompt, padding included.
 
         Raises:
-            InputError: it is longer than the text encoder's limit; nothing is ever cut in silence.
+            InputError: the tokenizer allows more than the text encoder has.
         """
-        ids = _recall(self._ids, prompt, lambda: tuple(self.tokenizer(prompt, truncation=False).input_ids), _PROMPTS)
+        allowed, held = self.tokenizer.model_max_length, int(self._text_config.get("max_position_embeddings", 77))
+        if held < allowed < _UNLIMITED:
+            raise InputError(
+                f"the tokenizer of {self.name} allows {allowed} tokens, its text encoder holds {held}: they do not "
+                f"belong together. Set the tokenizer's model_max_length to {held}, or fetch the right one."
+            )
+        return int(min(allowed, held))
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the text encoder knows."""
+        if self._pipe is not None:
+            return len(cast("Any", self.text_encoder.get_input_embeddings()).weight)
+        return int(self._text_config.get("vocab_size", 49408))
+
+    def token_ids(self, prompt: str) -> list[int]:
+        """Token ids of a prompt from BOS to EOS, as the pipeline makes them, without padding.
+
+        Raises:
+            InputError: it is longer than the text encoder's limit, or holds a token that it does not know; nothing is
+                ever cut in silence.
+        """
+        ids = self.tokenize(prompt)
         if len(ids) > self.length:
             raise InputError(
                 f"{prompt!r} takes {len(ids)} tokens, the text encoder of {self.name} holds {self.length}; shorten it."
             )
+        if max(ids) >= self.vocabulary:
+            unknown = self.tokenizer.convert_ids_to_tokens(max(ids))
+            raise InputError(
+                f"the tokenizer of {self.name} makes token {max(ids)} ({unknown!r}) of {prompt!r}, its text encoder "
+                f"knows {self.vocabulary}: add the token's embedding to it, or fetch the right tokenizer."
+            )
         return list(ids)
+
+    def tokenize(self, prompt: str) -> tuple[int, ...]:
+        """Token ids of a prompt, however long."""
+        # A textual inversion that is loaded meanwhile makes the tokenizer longer.
+        key = (prompt, len(self.tokenizer))
+        return _recall(self._ids, key, lambda: tuple(self.tokenizer(self._converted(prompt)).input_ids), _PROMPTS)
+
+    def _converted(self, prompt: str) -> str:
+        """The prompt with all tokens of a textual inversion of several vectors, as pipelines write it."""
+        added = self.tokenizer.added_tokens_encoder
+        if not any(f"{token}_1" in added for token in added):
+            return prompt
+        from diffusers.loaders import TextualInversionLoaderMixin
+
+        pipe: Any = self._pipe if hasattr(self._pipe, "maybe_convert_prompt") else TextualInversionLoaderMixin()
+        return pipe.maybe_convert_prompt(prompt, self.tokenizer)
 
     @torch.no_grad()
     def encode(self, rows: Sequence[Sequence[int]], upto: Sequence[int], batch: int = 32) -> list[Tensor]:
@@ -226,11 +282,14 @@ class Model:
         Returns:
             For each row a float32 (upto, d) tensor on the CPU.
         """
+        self.require_plain()
         pad = self.tokenizer.pad_token_id
         padded = [[*row[:n], *[pad] * (n - len(row))] for row, n in zip(rows, upto, strict=True)]
         states: list[Tensor] = [torch.empty(0)] * len(padded)
         order = sorted(range(len(padded)), key=lambda i: len(padded[i]))
         device = next(self.text_encoder.parameters()).device
+        if device.type == "meta":
+            device = torch.device("cpu")  # offloaded: accelerate moves the input to where it computes
         start = 0
         while start < len(order):
             size = len(padded[order[start]])
@@ -258,6 +317,7 @@ class Model:
 
         `x^T gram x` is the squared size of a change x of an embedding, as the denoiser sees it.
         """
+        self.require_plain()
         weights = [self.weight(path) for path in self.stream_layers()]
         # A metric needs no more than single precision per layer; in double this product would outlast the solve.
         return torch.stack([w.T @ w for w in weights]).double().sum(0)
@@ -269,9 +329,21 @@ class Model:
         """The live pipeline; built from the folder on first use."""
         if self._pipe is not None:
             return self._pipe
-        if self.revision:  # from the hub: what the edit did not need is fetched now, of the same commit
-            return load_pipeline(self.name, self.revision)
-        return load_pipeline(str(self.folder))
+        if self._fetched:  # what the edit did not need is fetched now, of the same commit
+            return load_pipeline(Checkpoint(fetch(self.name, self.revision, drawing=True)))
+        return load_pipeline(self._disk)
+
+    @property
+    def undrawable(self) -> str | None:
+        """Why no picture can be drawn from a text alone, with the remedy; None where nothing speaks against it."""
+        if self._pipe is not None:
+            for name in ("tokenizer", "text_encoder", "unet", "vae", "scheduler"):
+                if getattr(self._pipe, name, None) is None:
+                    return f"{self.name} has no {name}; pass a whole pipeline to draw."
+            unet, vae = (unwrapped(getattr(self._pipe, name)).config for name in ("unet", "vae"))
+        else:
+            unet, vae = self._disk.config("unet"), self._disk.config("vae")
+        return beside_text(self.name, unet, vae)
 
     @property
     def is_embedded(self) -> bool:
@@ -316,7 +388,7 @@ def open_model(source: Source = None) -> Model:
         source: None for the embedded generator, a live diffusers pipeline, a folder, or a hub name. A hub name is
             looked up in the local cache first; only the files a closed-form edit needs are fetched.
     Raises:
-        InputError: the family is not supported.
+        InputError: the family is not supported, or the source is a file.
         MissingModelError: the folder is incomplete, or the hub name is neither cached nor reachable.
     """
     if isinstance(source, Model):
@@ -327,34 +399,56 @@ def open_model(source: Source = None) -> Model:
         return _from_live(source)
     folder = Path(str(source)).expanduser()
     if folder.is_dir():
-        return Model(family_of(_pipeline_class(folder)), folder.resolve().name, folder=folder, pipe=None)
-    if folder.is_absolute() or str(source).count("/") != 1 or str(source).startswith("."):
+        return _from_folder(Checkpoint(folder))
+    if folder.exists():
+        raise InputError(f"{what_it_is(folder)}.")
+    if folder.is_absolute() or str(source).count("/") != 1 or str(source).startswith(".") or "\\" in str(source):
         raise MissingModelError(
             f"{source} is no folder; pass a folder of a diffusers pipeline, or a hub name like a/b."
         )
-    folder, revision = fetch(str(source))
-    return Model(family_of(_pipeline_class(folder)), str(source), folder=folder, pipe=None, revision=revision)
+    found = Checkpoint(fetch(str(source)))
+    return _from_folder(found, str(source))
+
+
+def source_of(base: Mapping[str, str | None]) -> str | None:
+    """Where to open the base that an adapter records; None for the embedded one.
+
+    Raises:
+        MissingModelError: it was a folder or a live pipeline, of which an adapter keeps the name alone.
+    """
+    name = base.get("name")
+    if name in (None, embedded.NAME):
+        return None
+    if "/" not in str(name):
+        raise MissingModelError(
+            f"the adapter was made from a folder or pipeline called {name!r}; pass it as the model (--model)."
+        )
+    return name
+
+
+def _from_folder(checkpoint: Checkpoint, hub_name: str | None = None) -> Model:
+    family = family_of(checkpoint.pipeline_class)
+    check_layout(hub_name or checkpoint.name, checkpoint.config("unet"), checkpoint.text_config)
+    revision = checkpoint.folder.name if hub_name else checkpoint.revision
+    return Model(
+        family,
+        hub_name or checkpoint.name,
+        folder=checkpoint.folder,
+        pipe=None,
+        revision=revision,
+        fetched=hub_name is not None,
+    )
 
 
 def _from_live(pipe: Any) -> Model:
-    for ancestor in type(pipe).__mro__:
-        try:
-            family = family_of(ancestor.__name__)
-        except InputError:
-            continue
-        origin = str(getattr(pipe, "name_or_path", "") or getattr(pipe.config, "_name_or_path", "") or "pipeline")
-        folder = Path(origin)
-        if folder.is_dir() and folder.resolve() == (embedded.folder() / "base").resolve():
-            origin = embedded.NAME
-        return Model(family, Path(origin).name if folder.is_dir() else origin, folder=None, pipe=pipe)
-    return Model(family_of(type(pipe).__name__), "pipeline", folder=None, pipe=pipe)  # raises with the known names
-
-
-def _pipeline_class(folder: Path) -> str:
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise MissingModelError(f"{folder} has no model_index.json; pass the folder of a diffusers pipeline.")
-    try:
-        return str(json.loads(index.read_text()).get("_class_name"))
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{index} is no JSON of a pipeline ({error}); fetch it again.") from error
+    known = [c.__name__ for c in type(pipe).__mro__ if any(c.__name__ in f.pipelines for f in FAMILIES.values())]
+    family = family_of(known[0] if known else type(pipe).__name__)
+    origin = str(getattr(pipe, "name_or_path", "") or "pipeline")
+    name, revision = base_name(origin)
+    folder = Path(origin)
+    if folder.is_dir() and folder.resolve() == (embedded.folder() / "base").resolve():
+        name = embedded.NAME
+    model = Model(family, name, folder=None, pipe=pipe, revision=revision)
+    unet = getattr(unwrapped(getattr(pipe, "unet", None)), "config", {})
+    check_layout(name, dict(unet), model._text_config)
+    return model

@@ -225,6 +225,8 @@ def _found(rows: Tensor, direction: Tensor, threshold: float) -> bool:
 def _words(model: Model, concept: Concept) -> Words:
     """Token ids of the name, also without the punctuation around it, which merges with what follows."""
     bare = concept.target.strip("".join(c for c in set(concept.target) if not c.isalnum()))
+    if concept.target in model.tokenizer.added_tokens_encoder:
+        bare = ""  # "<cat>" of a textual inversion is no cat
     found = dict.fromkeys(tuple(model.token_ids(name)[1:-1]) for name in (concept.target, bare) if name)
     return tuple(ids for ids in found if ids)
 
@@ -235,8 +237,8 @@ def _holds(ids: Sequence[int], words: Words) -> bool:
 
 def _encoded(model: Model, lines: Sequence[str], whole: int = 0) -> list[Read]:
     """Each distinct prompt with its states after BOS, to EOS; of the first `whole` to the last padding position."""
-    rows = dict.fromkeys(tuple(model.tokenizer(line, truncation=False).input_ids) for line in lines)
-    fitting = [ids for ids in rows if len(ids) <= model.length]
+    rows = dict.fromkeys(model.tokenize(line) for line in lines)
+    fitting = [ids for ids in rows if len(ids) <= model.length and max(ids) < model.vocabulary]
     upto = [model.length if i < whole else len(ids) for i, ids in enumerate(fitting)]
     return [(ids, states[1:]) for ids, states in zip(fitting, model.encode(fitting, upto), strict=True)]
 

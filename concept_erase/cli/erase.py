@@ -165,11 +165,12 @@ def score(
         from concept_erase.adapter import Adapter
         from concept_erase.files import atomic_write
         from concept_erase.generate import Sampling
+        from concept_erase.model import source_of
         from concept_erase.scores import score as run
 
         loaded = Adapter.load(adapter)
-        base = loaded.base.get("name")
-        scores = run(model or base, loaded, n=n, scorer=scorer, sampling=Sampling(steps, guidance), progress=progress)
+        base = model or source_of(loaded.base)
+        scores = run(base, loaded, n=n, scorer=scorer, sampling=Sampling(steps, guidance), progress=progress)
     text = json.dumps(scores.as_dict(), indent=2)
     if to_stdout:
         print(text)

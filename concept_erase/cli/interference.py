@@ -56,8 +56,9 @@ def interference(
         from concept_erase.files import atomic_write
         from concept_erase.interference import draw
         from concept_erase.interference import interference as run
+        from concept_erase.model import source_of
 
-        base = model or Adapter.load(files[0]).base.get("name")
+        base = model or source_of(Adapter.load(files[0]).base)
         found = run(base, files, names or None, prompts=prompts, progress=progress)
         if out:
             picture.save(draw(found), out)

@@ -5,7 +5,6 @@ After the encoder-only unlearning of arXiv:2402.00351, with distances in the met
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -108,7 +107,7 @@ class Encoder:
         from peft import LoraConfig, inject_adapter_in_model
 
         names = [path for site in model.family.encoder for path in model.layers(site)]
-        encoder = copy.deepcopy(model.text_encoder).float().requires_grad_(False)
+        encoder: nn.Module = model.encoder_copy()
         live = {live_to_canonical("text_encoder", n): n for n, m in encoder.named_modules() if isinstance(m, nn.Linear)}
         targets = [live[path.partition(".")[2]] for path in names]
         config = LoraConfig(r=self.rank, lora_alpha=self.rank, target_modules=targets, init_lora_weights=True)
