@@ -13,7 +13,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from concept_erase.adapter import Adapter as Adapter
     from concept_erase.attach import attached as attached
+    from concept_erase.attach import check_erasures as check_erasures
+    from concept_erase.attach import erasures as erasures
     from concept_erase.attach import load_erasure as load_erasure
+    from concept_erase.attach import unload_erasure as unload_erasure
     from concept_erase.batch.runner import erase_list as erase_list
     from concept_erase.concepts import Concept as Concept
     from concept_erase.concepts import Kind as Kind
@@ -36,12 +39,15 @@ _HOME = {
     "Model": "model",
     "Scores": "scores",
     "attached": "attach",
+    "check_erasures": "attach",
     "erase": "erasure",
+    "erasures": "attach",
     "erase_list": "batch.runner",
     "load_erasure": "attach",
     "open_model": "model",
     "read_list": "lists",
     "score": "scores",
+    "unload_erasure": "attach",
 }
 __all__ = sorted(_HOME)
 

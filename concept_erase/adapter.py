@@ -45,7 +45,7 @@ class Adapter:
         concepts: What it erases.
         method: Name of the method.
         settings: The method's configuration.
-        base: "name", "revision" and "hash" of the base model.
+        base: What identifies the base model, as `Model.base` has it; of older files "name", "revision" and "hash".
     """
 
     changes: dict[str, LowRank]
@@ -53,7 +53,7 @@ class Adapter:
     concepts: tuple[Concept, ...]
     method: str
     settings: dict[str, Any] = field(default_factory=dict)
-    base: dict[str, str | None] = field(default_factory=dict)
+    base: dict[str, Any] = field(default_factory=dict)
 
     @property
     def title(self) -> str:

@@ -142,7 +142,7 @@ class Work:
         self.model, self.method, self.n, self.scorer = model, method, n, scorer
         self.sampling, self.progress = sampling, progress
         self.settings = settings_of(method)
-        self.base = {"name": model.name, "revision": model.revision, "hash": model.fingerprint}
+        self.base = model.base
         self.judges, self.unscored = _judges(model, concepts, scorer) if n > 0 else (None, "scoring was switched off")
 
     def key(self, concepts: Sequence[Concept]) -> str:

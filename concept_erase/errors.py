@@ -17,6 +17,10 @@ class BaseMismatchError(InputError):
     """An adapter made for another base model."""
 
 
+class ErasureLostError(ConceptEraseError, RuntimeError):
+    """A pipeline would read weights that do not hold the erasure it promised."""
+
+
 class AdapterFileError(InputError):
     """A safetensors file that is truncated, malformed or unsafe to use."""
 

@@ -19,6 +19,7 @@ from concept_erase.checkpoint import Checkpoint, base_name, what_it_is
 from concept_erase.errors import InputError, MissingModelError, NumericalError
 from concept_erase.families import FAMILIES, Family, Site, beside_text, check_layout, family_of
 from concept_erase.hub import fetch, load_pipeline, load_text_encoder
+from concept_erase.identity import Identity, identity
 from concept_erase.layers import (
     OFFLOADED,
     canonical_to_live,
@@ -351,16 +352,23 @@ class Model:
         return self.name == embedded.NAME
 
     @cached_property
+    def identity(self) -> Identity:
+        """What this base is known by: the layers that read the text stream, hashed and sketched."""
+        return identity({path: self.weight(path) for path in self.stream_layers()})
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 over the layers that read the text stream, in half precision.
 
-        It identifies a base, whatever precision or file layout it is stored in.
+        Equal in float32 and float16 and for every layout of files. Rounding to bfloat16 or float8 changes it; the
+        sketch in `base` does not mind.
         """
-        digest = hashlib.sha256()
-        for path in self.stream_layers():
-            digest.update(path.encode())
-            digest.update(self.weight(path).half().numpy().tobytes())
-        return digest.hexdigest()
+        return self.identity.hash
+
+    @property
+    def base(self) -> dict[str, Any]:
+        """What an adapter records of its base: "name", "revision", "hash", "dtype" and "sketch"."""
+        return {"name": self.name, "revision": self.revision, **self.identity.record}
 
 
 def files_digest(folder: Path, components: Sequence[str]) -> str:

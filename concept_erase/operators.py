@@ -63,7 +63,7 @@ class Operator:
     Attributes:
         change: The operator D = up @ down on the text stream, (d, d): an embedding x becomes x + D x.
         concepts, gates: What it erases, and how each is recognised.
-        base: "name", "revision" and "hash" of the base model.
+        base: What identifies the base model, as `Model.base` has it.
         family: Row of the families table.
         version: Of the package that wrote it.
     """
@@ -71,7 +71,7 @@ class Operator:
     change: LowRank
     concepts: tuple[Concept, ...]
     gates: tuple[Gate, ...]
-    base: dict[str, str | None]
+    base: dict[str, Any]
     family: str
     version: str
 
@@ -92,7 +92,7 @@ def write(path: Path, model: Model, concepts: Sequence[Concept], operator: LowRa
         gate(model, concept) if probes else Gate(_words(model, concept), None, 0.0, (0, 0), (0, 0))
         for concept in concepts
     )
-    base = {"name": model.name, "revision": model.revision, "hash": model.fingerprint}
+    base = model.base
     written = Operator(change, tuple(concepts), gates, base, model.family.name, __version__)
     none = torch.zeros(change.shape[1])
     tensors = {

@@ -30,11 +30,14 @@ from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPV
 
 logger = logging.get_logger(__name__)
 
-PEFT_NAME = "pytorch_lora_weights.safetensors"  # what a folder is taken to mean
+PEFT_NAME = "pytorch_lora_weights.safetensors"  # what a folder is taken to mean, if it is there
 TOLERANCE = 0.25  # of an edit: half precision loses up to 5% of it, a layer without it 100%
-_TYPES = {"F32": torch.float32, "F16": torch.float16}
+_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _PARTS = {".alpha": "alpha", ".lora_up.weight": "up", ".lora_down.weight": "down"}
 _PARTS |= {".lora_B.weight": "up", ".lora_A.weight": "down"}
+_PARTS |= {f"{old}.{part}.weight": part for old in (".lora", "_lora", ".lora_linear_layer") for part in ("up", "down")}
+# Layers that diffusers makes of others (`fuse_qkv_projections`), row under row, and reads in their place.
+_FUSED = {"to_kv": ("to_k", "to_v"), "to_qkv": ("to_q", "to_k", "to_v")}
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class ErasedStableDiffusionPipeline(StableDiffusionPipeline):
     - `unload_lora_weights`, `disable_lora`, `delete_adapters`, `unfuse_lora`: take other LoRAs away, and log that the
       erasures stay.
     - `fuse_lora`, `unfuse_lora`: allowed between two checks of the erasures.
+    - `fuse_qkv_projections`, before or after: what is fused holds the erasures too.
     - `save_pretrained`: writes a plain `StableDiffusionPipeline` with the erased weights.
 
     Every call first verifies that the edited weights are in place, and refuses to draw without erasures.
@@ -94,7 +98,7 @@ class ErasedStableDiffusionPipeline(StableDiffusionPipeline):
             requires_safety_checker,
         )  # fmt: skip
         self._erasures: tuple[Erasure, ...] = ()
-        self._base: str | None = None  # fingerprint of the weights before the first erasure
+        self._base: Base | None = None  # the weights before the first erasure
         self._changes: dict[str, list[tuple[Tensor, Tensor]]] = {}  # layer -> factors, strength included
         self._expected: dict[str, tuple[Tensor, Tensor, float]] = {}  # layer -> directions, W @ directions, size
         if erasures is not None:
@@ -113,7 +117,7 @@ class ErasedStableDiffusionPipeline(StableDiffusionPipeline):
         """Verify adapters and add them to the weights: all of them, or none.
 
         Args:
-            erasures: Files, or folders with the PEFT form, each alone or as (path, strength); kohya or PEFT form.
+            erasures: Files, or folders with one, each alone or as (path, strength); kohya or PEFT form.
             sha256: The hash that each file must have, in the same order; None, also for single files, asks for none.
         Returns:
             All erasures that are now in the weights.
@@ -130,13 +134,14 @@ class ErasedStableDiffusionPipeline(StableDiffusionPipeline):
             raise ValueError(f"{len(hashes)} SHA-256 were given for {len(listed)} erasures; give one each, or None.")
         if self._erasures:
             self.check_erasures()
-        base = self._base or self.fingerprint()
+        base = self._base or base_of(self.unet)
         layers = dict(self._linears())
         loaded, changes = list(self._erasures), {path: list(parts) for path, parts in self._changes.items()}
         for (path, strength), expected in zip(listed, hashes, strict=True):
             tensors, record, digest = read_file(path, expected)
-            concepts = check_record(path, record, base, form=None)
+            concepts, made_for = check_record(path, record, form=None)
             found = _factors(path, tensors, layers)
+            base.check(path, made_for, _sketch(found, base))
             twin = next((e for e in loaded if e.record == record), None)
             if twin:
                 raise ValueError(f"{path} is the same erasure as {twin.name!r}, which is in the weights; list it once.")
@@ -149,14 +154,14 @@ class ErasedStableDiffusionPipeline(StableDiffusionPipeline):
         return self._erasures
 
     def fingerprint(self) -> str:
-        """SHA-256 over the keys and values of the cross-attention in half precision: it identifies a base."""
-        return fingerprint(self.unet)
+        """SHA-256 over the keys and values of the cross-attention in half precision, as files record it."""
+        return base_of(self.unet).hash
 
     def _linears(self) -> Iterator[tuple[str, nn.Linear]]:
         """Every linear layer that an erasure may change, by its path in files; underneath LoRA wrappers."""
         for component in ("unet", "text_encoder"):
             module = getattr(self, component)
-            for name, layer in getattr(module, "_orig_mod", module).named_modules():
+            for name, layer in unwrapped(module).named_modules():
                 name, inside = name.removesuffix(".base_layer"), ".lora_" in name
                 if isinstance(layer, nn.Linear) and not inside:
                     if component == "text_encoder" and not name.startswith("text_model."):
@@ -165,24 +170,79 @@ class ErasedStableDiffusionPipeline(StableDiffusionPipeline):
 
     def _edit(self, layers: dict[str, nn.Linear], changes: dict[str, list[tuple[Tensor, Tensor]]]) -> None:
         """Add what is not yet in the weights, and note how to recognise it."""
-        edited, expected = {}, {}
+        edited, expected = [], {}
+        for component in (unwrapped(self.unet), unwrapped(self.text_encoder)):
+            hooks = (getattr(part, "_diffusers_hook", None) for part in component.modules())
+            if any(hook is not None and hook.get_hook("group_offloading") for hook in hooks):
+                raise RuntimeError("group offloading would put back the weights it keeps; load the erasures before it.")
         for path, parts in changes.items():
             weight = weight_of(path, layers[path])
             if layers[path].weight.is_meta:
                 raise RuntimeError(f"{path} is offloaded; load the erasures before enabling sequential offloading.")
+            self._refuse_processor(path)
             new = parts[len(self._changes.get(path, [])) :]
             total = weight.to(torch.float32)
             for up, down in new:
                 total = total + (up @ down).to(total.device)
-            if not total.to(weight.dtype).isfinite().all():
+            value = total.to(weight.dtype)
+            if not value.to(torch.float32).isfinite().all():
                 raise RuntimeError(f"{path} overflows in {weight.dtype} when edited; load the base in float32.")
-            edited[path] = total.to(weight.dtype)
             directions, size = _directions(parts)
             if size > 0:
                 expected[path] = (directions, (total @ directions.to(total.device)).cpu(), size)
-        for path, value in edited.items():
-            layers[path].weight.data = value  # a new tensor: files that are mapped into memory are never written to
+                if not _error(value, *expected[path]) <= TOLERANCE:
+                    raise RuntimeError(f"{path} is stored as {weight.dtype}, too coarse to hold this change.")
+            edited.append((layers[path], slice(None), value))
+            for fused, rows in self._fused(path):
+                if torch.equal(fused.weight.data[rows].to(torch.float32), weight.to(torch.float32)):
+                    edited.append((fused, rows, value))
+                elif self._reads_fused(path):
+                    raise RuntimeError(
+                        f"the projections around {path} were fused from other weights; call unfuse_qkv_projections()."
+                    )
+        for layer, rows, value in edited:  # new tensors: files that are mapped into memory are never written to
+            whole = layer.weight.data.clone() if len(value) < layer.out_features else torch.empty_like(value)
+            whole[rows] = value
+            layer.weight.data = whole
         self._expected = expected
+
+    def _around(self, path: str) -> nn.Module:
+        """The attention that a projection belongs to."""
+        component, _, name = path.partition(".")
+        module = unwrapped(getattr(self, component))
+        if component == "text_encoder" and not hasattr(module, "text_model"):
+            name = name.removeprefix("text_model.")
+        return module.get_submodule(name.rpartition(".")[0])
+
+    def _fused(self, path: str) -> list[tuple[nn.Linear, slice]]:
+        """Layers that were made of a projection and others, each with the rows that came from it."""
+        attention, leaf = self._around(path), path.rpartition(".")[2]
+        found = []
+        for name, parts in _FUSED.items():
+            layer = getattr(attention, name, None)
+            if isinstance(layer, nn.Linear) and leaf in parts:
+                sizes = [getattr(attention, part).out_features for part in parts]
+                start = sum(sizes[: parts.index(leaf)])
+                found.append((layer, slice(start, start + sizes[parts.index(leaf)])))
+        return found
+
+    def _reads_fused(self, path: str) -> bool:
+        """Whether the attention around a projection reads fused layers, or may: a processor of somebody else."""
+        kind = type(getattr(self._around(path), "processor", None))
+        return "Fused" in kind.__name__ or not kind.__module__.startswith(("diffusers.", "builtins"))
+
+    def _refuse_processor(self, path: str) -> None:
+        """Raises RuntimeError: an attention processor brings keys and values of its own for the text."""
+        processor = getattr(self._around(path), "processor", None)
+        if isinstance(processor, nn.Module):
+            own = [name for name, _ in processor.named_parameters() if "_ip" not in name]  # an image prompt's may be
+        else:
+            own = [n for n, v in getattr(processor, "__dict__", {}).items() if isinstance(v, (Tensor, nn.Module))]
+        if own:
+            raise RuntimeError(
+                f"the attention processor {type(processor).__name__} around {path} reads weights of its own "
+                f"({own[0]}), which hold no erasure; call unet.set_default_attn_processor()."
+            )
 
     # -- checking ----------------------------------------------------------------------------------------------
 
@@ -190,24 +250,26 @@ class ErasedStableDiffusionPipeline(StableDiffusionPipeline):
         """Compare the weights with what the erasures made of them.
 
         Raises:
-            RuntimeError: nothing is erased, or an erased layer no longer holds its change.
+            RuntimeError: nothing is erased, an erased layer or what was fused from it does not hold its change, or an
+                attention processor reads other weights.
         """
         if not self._erasures:
             raise RuntimeError("this pipeline has no erasures and will not draw without; call load_erasures([...]).")
         layers = dict(self._linears())
         gone = [path for path in self._expected if path not in layers]
         if not gone:
-            errors = []
-            for path, (directions, expected, size) in self._expected.items():
-                weight = weight_of(path, layers[path])
-                now = weight.to(torch.float32) @ directions.to(weight.device)
-                errors.append((now - expected.to(weight.device)).norm().cpu() / size)
-            gone = [path for path, error in zip(self._expected, errors, strict=True) if not error <= TOLERANCE]
+            for path, noted in self._expected.items():
+                held = [weight_of(path, layers[path])]
+                if self._reads_fused(path):
+                    held += [weight_of(path, fused)[rows] for fused, rows in self._fused(path)]
+                if not all(_error(weight, *noted) <= TOLERANCE for weight in held):
+                    gone.append(path)
+                self._refuse_processor(path)
         if gone:
             raise RuntimeError(
                 f"{len(gone)} of {len(self._expected)} erased layers no longer hold their change, {gone[0]} first: the "
                 "weights or a component were changed behind the pipeline's back. Open the base again and load the "
-                "erasures; fuse LoRAs with pipe.fuse_lora."
+                "erasures; fuse LoRAs with pipe.fuse_lora, and projections after that."
             )
 
     @functools.wraps(StableDiffusionPipeline.__call__)
@@ -297,6 +359,12 @@ def _entry(entry: Any) -> tuple[Path, float]:
     if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 < strength < math.inf:
         raise ValueError(f"the strength of {path} is {strength!r}; it must be a positive number.")
     path = Path(path)
+    if path.is_dir() and not (path / PEFT_NAME).is_file():
+        found = [p for p in sorted(path.iterdir()) if p.suffix.lower() == ".safetensors" and p.stem != "operator"]
+        if len(found) != 1:
+            listed = ", ".join(p.name for p in found) or "none"
+            raise ValueError(f"one adapter file is wanted, {path} holds {listed}; name a file that exists.")
+        return found[0], float(strength)
     return path / PEFT_NAME if path.is_dir() else path, float(strength)
 
 
@@ -307,6 +375,24 @@ def _directions(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, float]:
     _, _, vh = torch.linalg.svd(torch.linalg.qr(up).R @ r.T, full_matrices=False)
     directions = q @ vh[:4].T
     return directions, float((up @ (down @ directions)).norm())
+
+
+def _error(weight: Tensor, directions: Tensor, expected: Tensor, size: float) -> float:
+    """How far a weight is from what it must be, where an edit moves it most; relative to that move."""
+    now = weight.to(torch.float32) @ directions.to(weight.device)
+    return float((now - expected.to(weight.device)).norm()) / size
+
+
+def _sketch(found: dict[str, tuple[Tensor, Tensor]], base: Base) -> Tensor:
+    """What an edit adds to the sketch of a base."""
+    numbers = []
+    for path, shape in base.shapes.items():
+        if path in found:
+            up, down = (factor.double() for factor in found[path])
+            numbers += [float((left @ up) @ (down @ right)) for left, right in probes(path, *shape)]
+        else:
+            numbers += [0.0] * NUMBERS
+    return torch.tensor(numbers, dtype=torch.float64)
 
 
 def _factors(path: Path, tensors: dict[str, Tensor], layers: dict[str, nn.Linear]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -320,7 +406,7 @@ def _factors(path: Path, tensors: dict[str, Tensor], layers: dict[str, nn.Linear
     modules: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         ending = next((e for e in _PARTS if key.endswith(e)), "")
-        name = key.removesuffix(ending)
+        name = key.removesuffix(ending).replace(".processor.", ".")  # as diffusers wrote it once
         layer = kohya.get(name, name if name in layers else None)
         if not ending or layer is None:
             raise ValueError(f"{path} holds {key!r}, which is no layer of this pipeline; it is for another base.")
@@ -356,8 +442,8 @@ def read_file(path: Path, sha256: str | None = None) -> tuple[dict[str, Tensor],
         ValueError: another hash, truncated, overlapping or duplicate entries, unsafe names, NaN or Inf, or not
             written by concept_erase.
     """
-    if path.suffix != ".safetensors" or not path.is_file():
-        raise ValueError(f"{path} is no .safetensors file that exists; pickled weights are never read.")
+    if path.suffix.lower() not in (".safetensors", ".operator") or not path.is_file():
+        raise ValueError(f"{path} is no .safetensors or .operator file that exists; pickled weights are never read.")
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     if sha256 is not None and digest != sha256.lower():
@@ -397,60 +483,168 @@ def read_file(path: Path, sha256: str | None = None) -> tuple[dict[str, Tensor],
     return tensors, record, digest
 
 
-def check_record(path: Path, record: str, base: str, *, form: str | None) -> tuple[str, ...]:
-    """What a file erases, after its record was compared with the pipeline.
+def check_record(path: Path, record: str, *, form: str | None) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """What a file erases, and what it says of the base it was made for.
 
     Args:
-        base: Fingerprint of the pipeline's weights.
-        form: "operator" for `operator.safetensors`, None for adapters.
+        form: "operator" for operator files, None for adapters.
     Raises:
-        ValueError: it is of the other form, does not say which base it is for, or it is another one.
+        ValueError: it is of the other form, or does not say what it erases or which base it is for.
     """
     try:
         said = json.loads(record)
-        concepts = tuple(str(c["target"]) for c in said["concepts"])
-        name, recorded = said["base"]["name"], said["base"]["hash"]
-    except (KeyError, TypeError) as error:
+        concepts, base = tuple(str(c["target"]) for c in said["concepts"]), dict(said["base"])
+        if not (base["name"] and base["hash"]):
+            raise KeyError("hash")
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not record its concepts and base, so it cannot be verified.") from error
     if said.get("form") != form:
         raise ValueError(f"{path} is {said.get('form') or 'an adapter'}, for the other pipeline of this project.")
-    if recorded != base:
+    return concepts, base
+
+
+NUMBERS = 4  # of a sketch, for each layer
+FLOATS = ("float8_e5m2", "float8_e4m3fn", "bfloat16", "float16", "float32")  # from coarse to fine
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """What the weights of the cross-attention's keys and values are known by.
+
+    Attributes:
+        hash: SHA-256 of them in half precision.
+        dtype: The coarsest float type that holds them all as they are.
+        sketch: Products u^T W v with fixed vectors of +1 and -1, which survive rounding: where the hash differs, the
+            distance of two sketches estimates that of the weights.
+        size: What a sketch of these weights is long on average.
+        rounding: Float type -> root mean square error of rounding the weights to it, relative to them.
+        shapes: Path -> (d_out, d_in) of each layer, in order.
+    """
+
+    hash: str
+    dtype: str
+    sketch: Tensor
+    size: float
+    rounding: dict[str, float]
+    shapes: dict[str, tuple[int, int]]
+
+    def check(self, path: Path, recorded: dict[str, Any], change: Tensor | None = None) -> None:
+        """Compare with the base that a file was made for.
+
+        Args:
+            recorded: What the file says of its base.
+            change: What the file's edit adds to a sketch, to find it in the weights.
+        Raises:
+            ValueError: it is another one, with the reason.
+        """
+        if recorded["hash"] == self.hash:
+            return
+        listed = recorded.get("sketch")
+        if not isinstance(listed, list) or len(listed) != len(self.sketch):
+            reason = (
+                f"the weights have the hash {self.hash[:12]} where {str(recorded['hash'])[:12]} is recorded: another "
+                "base, or one that was edited, fused with a LoRA or rounded to bfloat16 before"
+            )
+        else:
+            try:
+                there = torch.tensor(listed, dtype=torch.float64)
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{path} has a sketch of its base that is no list of numbers; fetch it again."
+                ) from error
+            gap = (self.sketch - there) / self.size
+            noise = max(self.rounding.get(str(name), 0.0) for name in (self.dtype, recorded.get("dtype"), "float16"))
+            share = 0.0
+            if change is not None and change.any():
+                edit = change / self.size
+                share = float(gap @ edit / (edit @ edit))
+                error_of_share = noise / math.sqrt(len(gap)) / float(edit.norm())
+                if share <= max(0.2, 4 * error_of_share) or float((gap - share * edit).norm()) > 2 * noise:
+                    share = 0.0
+            if share:
+                reason = f"this erasure is in these weights already, at strength {share:.2g}"
+            elif float(gap.norm()) <= 2 * noise:
+                return
+            else:
+                reason = (
+                    f"the weights differ by about {float(gap.norm()):.2%} of their size, of which rounding explains "
+                    f"{2 * noise:.2%}: another base, a fine-tune, or one that was edited or fused with a LoRA before"
+                )
         raise ValueError(
-            f"{path} was made for {name!r} (hash {str(recorded)[:12]}), the weights of this pipeline have {base[:12]}: "
-            "another base, or one that was edited, fused with a LoRA or rounded to bfloat16 before. Open that base, "
-            "or erase the concept from this one."
+            f"{path} was made for {recorded['name']!r}, and here {reason}. Open that base, or erase the concept from "
+            "this one."
         )
-    return concepts
 
 
-def fingerprint(unet: nn.Module) -> str:
-    """SHA-256 over the keys and values of the cross-attention in half precision: it identifies a base.
+def base_of(unet: nn.Module) -> Base:
+    """What identifies a base, from its cross-attention; the same numbers as in the files' records.
 
     Raises:
-        RuntimeError: they are not in memory, or quantised.
+        RuntimeError: the weights are not in memory, or quantised.
     """
-    digest, layers = hashlib.sha256(), {}
-    for name, layer in getattr(unet, "_orig_mod", unet).named_modules():
+    layers = {}
+    for name, layer in unwrapped(unet).named_modules():
         name = name.removesuffix(".base_layer")  # underneath LoRA wrappers
         if isinstance(layer, nn.Linear) and re.search(r"attn2\.to_[kv]$", name):
             layers[f"unet.{name}"] = layer
+    digest, numbers, square, part = hashlib.sha256(), [], 0.0, 0.0
+    holding, errors, shapes = list(FLOATS), dict.fromkeys(FLOATS, 0.0), {}
     for path, layer in sorted(layers.items()):
+        weight = weight_of(path, layer).to("cpu", torch.float32)
         digest.update(path.encode())
-        digest.update(weight_of(path, layer).to("cpu", torch.float32).half().numpy().tobytes())
-    return digest.hexdigest()
+        digest.update(weight.half().contiguous().numpy().tobytes())
+        double, shapes[path] = weight.double(), (weight.shape[0], weight.shape[1])
+        square += float(double.square().sum())
+        numbers += [float(left @ (double @ right)) for left, right in probes(path, *shapes[path])]
+        holding = [n for n in holding if torch.equal(weight.to(getattr(torch, n)).to(torch.float32), weight)]
+        rows = double[:: max(1, len(double) // 16)]  # rounding is much the same in all rows
+        part += float(rows.square().sum())
+        power = torch.exp2(torch.frexp(rows).exponent.double() - 1)
+        for name in FLOATS:  # the distance of neighbouring numbers is the step of a rounding
+            limits = torch.finfo(getattr(torch, name))
+            errors[name] += float((limits.eps * power.clamp_min(limits.smallest_normal)).square().sum()) / 12
+    rounding = {name: math.sqrt(error / part) if part else 0.0 for name, error in errors.items()}
+    sketch = torch.tensor(numbers, dtype=torch.float64)
+    return Base(
+        digest.hexdigest(), [*holding, "float32"][0], sketch, math.sqrt(NUMBERS * square) or 1.0, rounding, shapes
+    )
+
+
+def probes(path: str, d_out: int, d_in: int) -> list[tuple[Tensor, Tensor]]:
+    """The vectors u (d_out) and v (d_in) of a layer: the bits of a hash of its path."""
+
+    def signs(seed: str, length: int) -> Tensor:
+        raw = hashlib.shake_128(seed.encode()).digest(length)
+        return torch.frombuffer(bytearray(raw), dtype=torch.uint8).remainder(2).double() * 2 - 1
+
+    return [(signs(f"{path} {i} left", d_out), signs(f"{path} {i} right", d_in)) for i in range(NUMBERS)]
+
+
+def unwrapped(module: Any) -> Any:
+    """A component beneath torch.compile, DataParallel and their kin."""
+    while True:
+        inner = [getattr(module, "_modules", {}).get(n) for n in ("_orig_mod", "module", "_fsdp_wrapped_module")]
+        if len(getattr(module, "_modules", {})) != 1 or not any(inner):
+            return module
+        module = next(filter(None, inner))
 
 
 def weight_of(path: str, layer: nn.Linear) -> Tensor:
     """The weight of a layer, also where accelerate keeps it elsewhere.
 
     Raises:
-        RuntimeError: it is not in memory, or quantised.
+        RuntimeError: it is not in memory, computed at every call, quantised, or spread over devices.
     """
-    weight: Tensor | None = layer.weight.data
-    if layer.weight.is_meta:
+    parameter = layer._parameters.get("weight")
+    if parameter is None:
+        raise RuntimeError(f"{path} computes its weight at every call (pruned or parametrized); make that permanent.")
+    weight: Tensor | None = parameter.data
+    if parameter.is_meta:
         weight = (getattr(getattr(layer, "_hf_hook", None), "weights_map", None) or {}).get("weight")
     if weight is None:
         raise RuntimeError(f"{path} is not in memory; load the erasures before offloading the pipeline.")
-    if weight.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise RuntimeError(f"{path} is stored as {weight.dtype}; erase before quantising, from float weights.")
+    weight = weight.data
+    if type(weight) is not Tensor or str(weight.dtype).removeprefix("torch.") not in FLOATS:
+        kind = weight.dtype if type(weight) is Tensor else type(weight).__name__
+        raise RuntimeError(f"{path} is stored as {kind}; erase before quantising, from float weights.")
     return weight

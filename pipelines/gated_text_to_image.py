@@ -2,7 +2,7 @@
 
     pipe = DiffusionPipeline.from_pretrained(
         base, custom_pipeline="pipelines/gated_text_to_image.py", trust_remote_code=True,
-        operators=["erased/van-gogh/operator.safetensors", ("erased/bomb", 0.8)],
+        operators=["erased/van-gogh", ("erased/bomb/erase-bomb-uce.operator", 0.8)],
     )
 
 Needs torch, diffusers and transformers; nothing else of the project this file comes from.
@@ -27,8 +27,8 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-NAME = "operator.safetensors"  # what a folder is taken to mean
-_TYPES = {"F32": torch.float32, "F16": torch.float16}
+LEGACY = "operator.safetensors"  # what operator files were called once
+_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +135,7 @@ class GatedStableDiffusionPipeline(StableDiffusionPipeline):
         Load them before other LoRAs are fused or put on the text encoder.
 
         Args:
-            operators: Files, or folders with `operator.safetensors`, each alone or as (path, strength).
+            operators: Files, or folders with one `*.operator`, each alone or as (path, strength).
             sha256: The hash that each file must have, in the same order; None, also for single files, asks for none.
         Returns:
             All operators in use.
@@ -149,14 +149,15 @@ class GatedStableDiffusionPipeline(StableDiffusionPipeline):
             raise ValueError("the list of operators is empty; name at least one file.")
         if len(hashes) != len(listed):
             raise ValueError(f"{len(hashes)} SHA-256 were given for {len(listed)} operators; give one each, or None.")
-        base, loaded = self.fingerprint(), list(self._operators)
+        base, loaded = base_of(self.unet), list(self._operators)
         for (path, strength), expected in zip(listed, hashes, strict=True):
             tensors, record, digest = read_file(path, expected)
-            concepts = check_record(path, record, base, form="operator")
+            concepts, made_for = check_record(path, record, form="operator")
+            base.check(path, made_for)
             twin = next((o for o in loaded if o.sha256 == digest), None)
             if twin:
                 raise ValueError(f"{path} is the same operator as {twin.name!r}, which is in use; list it once.")
-            name = path.parent.name if path.name == NAME else path.stem
+            name = path.parent.name if path.name == LEGACY else path.stem
             operator = _operator(path, name, tensors, record, concepts, strength, digest)
             self._check_encoder(path, operator)
             loaded.append(operator)
@@ -164,8 +165,8 @@ class GatedStableDiffusionPipeline(StableDiffusionPipeline):
         return self._operators
 
     def fingerprint(self) -> str:
-        """SHA-256 over the keys and values of the cross-attention in half precision: it identifies a base."""
-        return fingerprint(self.unet)
+        """SHA-256 over the keys and values of the cross-attention in half precision, as files record it."""
+        return base_of(self.unet).hash
 
     @torch.no_grad()
     def starts(
@@ -270,7 +271,13 @@ def _entry(entry: Any) -> tuple[Path, float]:
     if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 < strength < math.inf:
         raise ValueError(f"the strength of {path} is {strength!r}; it must be a positive number.")
     path = Path(path)
-    return path / NAME if path.is_dir() else path, float(strength)
+    if path.is_dir():
+        found = sorted(path.glob("*.operator")) or sorted(path.glob(LEGACY))
+        if len(found) != 1:
+            listed = ", ".join(p.name for p in found) or "none"
+            raise ValueError(f"one operator file is wanted, {path} holds {listed}; name a file that exists.")
+        path = found[0]
+    return path, float(strength)
 
 
 def _operator(
@@ -320,8 +327,8 @@ def read_file(path: Path, sha256: str | None = None) -> tuple[dict[str, Tensor],
         ValueError: another hash, truncated, overlapping or duplicate entries, unsafe names, NaN or Inf, or not
             written by concept_erase.
     """
-    if path.suffix != ".safetensors" or not path.is_file():
-        raise ValueError(f"{path} is no .safetensors file that exists; pickled weights are never read.")
+    if path.suffix.lower() not in (".safetensors", ".operator") or not path.is_file():
+        raise ValueError(f"{path} is no .safetensors or .operator file that exists; pickled weights are never read.")
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     if sha256 is not None and digest != sha256.lower():
@@ -361,60 +368,168 @@ def read_file(path: Path, sha256: str | None = None) -> tuple[dict[str, Tensor],
     return tensors, record, digest
 
 
-def check_record(path: Path, record: str, base: str, *, form: str | None) -> tuple[str, ...]:
-    """What a file erases, after its record was compared with the pipeline.
+def check_record(path: Path, record: str, *, form: str | None) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """What a file erases, and what it says of the base it was made for.
 
     Args:
-        base: Fingerprint of the pipeline's weights.
-        form: "operator" for `operator.safetensors`, None for adapters.
+        form: "operator" for operator files, None for adapters.
     Raises:
-        ValueError: it is of the other form, does not say which base it is for, or it is another one.
+        ValueError: it is of the other form, or does not say what it erases or which base it is for.
     """
     try:
         said = json.loads(record)
-        concepts = tuple(str(c["target"]) for c in said["concepts"])
-        name, recorded = said["base"]["name"], said["base"]["hash"]
-    except (KeyError, TypeError) as error:
+        concepts, base = tuple(str(c["target"]) for c in said["concepts"]), dict(said["base"])
+        if not (base["name"] and base["hash"]):
+            raise KeyError("hash")
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not record its concepts and base, so it cannot be verified.") from error
     if said.get("form") != form:
         raise ValueError(f"{path} is {said.get('form') or 'an adapter'}, for the other pipeline of this project.")
-    if recorded != base:
+    return concepts, base
+
+
+NUMBERS = 4  # of a sketch, for each layer
+FLOATS = ("float8_e5m2", "float8_e4m3fn", "bfloat16", "float16", "float32")  # from coarse to fine
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """What the weights of the cross-attention's keys and values are known by.
+
+    Attributes:
+        hash: SHA-256 of them in half precision.
+        dtype: The coarsest float type that holds them all as they are.
+        sketch: Products u^T W v with fixed vectors of +1 and -1, which survive rounding: where the hash differs, the
+            distance of two sketches estimates that of the weights.
+        size: What a sketch of these weights is long on average.
+        rounding: Float type -> root mean square error of rounding the weights to it, relative to them.
+        shapes: Path -> (d_out, d_in) of each layer, in order.
+    """
+
+    hash: str
+    dtype: str
+    sketch: Tensor
+    size: float
+    rounding: dict[str, float]
+    shapes: dict[str, tuple[int, int]]
+
+    def check(self, path: Path, recorded: dict[str, Any], change: Tensor | None = None) -> None:
+        """Compare with the base that a file was made for.
+
+        Args:
+            recorded: What the file says of its base.
+            change: What the file's edit adds to a sketch, to find it in the weights.
+        Raises:
+            ValueError: it is another one, with the reason.
+        """
+        if recorded["hash"] == self.hash:
+            return
+        listed = recorded.get("sketch")
+        if not isinstance(listed, list) or len(listed) != len(self.sketch):
+            reason = (
+                f"the weights have the hash {self.hash[:12]} where {str(recorded['hash'])[:12]} is recorded: another "
+                "base, or one that was edited, fused with a LoRA or rounded to bfloat16 before"
+            )
+        else:
+            try:
+                there = torch.tensor(listed, dtype=torch.float64)
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{path} has a sketch of its base that is no list of numbers; fetch it again."
+                ) from error
+            gap = (self.sketch - there) / self.size
+            noise = max(self.rounding.get(str(name), 0.0) for name in (self.dtype, recorded.get("dtype"), "float16"))
+            share = 0.0
+            if change is not None and change.any():
+                edit = change / self.size
+                share = float(gap @ edit / (edit @ edit))
+                error_of_share = noise / math.sqrt(len(gap)) / float(edit.norm())
+                if share <= max(0.2, 4 * error_of_share) or float((gap - share * edit).norm()) > 2 * noise:
+                    share = 0.0
+            if share:
+                reason = f"this erasure is in these weights already, at strength {share:.2g}"
+            elif float(gap.norm()) <= 2 * noise:
+                return
+            else:
+                reason = (
+                    f"the weights differ by about {float(gap.norm()):.2%} of their size, of which rounding explains "
+                    f"{2 * noise:.2%}: another base, a fine-tune, or one that was edited or fused with a LoRA before"
+                )
         raise ValueError(
-            f"{path} was made for {name!r} (hash {str(recorded)[:12]}), the weights of this pipeline have {base[:12]}: "
-            "another base, or one that was edited, fused with a LoRA or rounded to bfloat16 before. Open that base, "
-            "or erase the concept from this one."
+            f"{path} was made for {recorded['name']!r}, and here {reason}. Open that base, or erase the concept from "
+            "this one."
         )
-    return concepts
 
 
-def fingerprint(unet: nn.Module) -> str:
-    """SHA-256 over the keys and values of the cross-attention in half precision: it identifies a base.
+def base_of(unet: nn.Module) -> Base:
+    """What identifies a base, from its cross-attention; the same numbers as in the files' records.
 
     Raises:
-        RuntimeError: they are not in memory, or quantised.
+        RuntimeError: the weights are not in memory, or quantised.
     """
-    digest, layers = hashlib.sha256(), {}
-    for name, layer in getattr(unet, "_orig_mod", unet).named_modules():
+    layers = {}
+    for name, layer in unwrapped(unet).named_modules():
         name = name.removesuffix(".base_layer")  # underneath LoRA wrappers
         if isinstance(layer, nn.Linear) and re.search(r"attn2\.to_[kv]$", name):
             layers[f"unet.{name}"] = layer
+    digest, numbers, square, part = hashlib.sha256(), [], 0.0, 0.0
+    holding, errors, shapes = list(FLOATS), dict.fromkeys(FLOATS, 0.0), {}
     for path, layer in sorted(layers.items()):
+        weight = weight_of(path, layer).to("cpu", torch.float32)
         digest.update(path.encode())
-        digest.update(weight_of(path, layer).to("cpu", torch.float32).half().numpy().tobytes())
-    return digest.hexdigest()
+        digest.update(weight.half().contiguous().numpy().tobytes())
+        double, shapes[path] = weight.double(), (weight.shape[0], weight.shape[1])
+        square += float(double.square().sum())
+        numbers += [float(left @ (double @ right)) for left, right in probes(path, *shapes[path])]
+        holding = [n for n in holding if torch.equal(weight.to(getattr(torch, n)).to(torch.float32), weight)]
+        rows = double[:: max(1, len(double) // 16)]  # rounding is much the same in all rows
+        part += float(rows.square().sum())
+        power = torch.exp2(torch.frexp(rows).exponent.double() - 1)
+        for name in FLOATS:  # the distance of neighbouring numbers is the step of a rounding
+            limits = torch.finfo(getattr(torch, name))
+            errors[name] += float((limits.eps * power.clamp_min(limits.smallest_normal)).square().sum()) / 12
+    rounding = {name: math.sqrt(error / part) if part else 0.0 for name, error in errors.items()}
+    sketch = torch.tensor(numbers, dtype=torch.float64)
+    return Base(
+        digest.hexdigest(), [*holding, "float32"][0], sketch, math.sqrt(NUMBERS * square) or 1.0, rounding, shapes
+    )
+
+
+def probes(path: str, d_out: int, d_in: int) -> list[tuple[Tensor, Tensor]]:
+    """The vectors u (d_out) and v (d_in) of a layer: the bits of a hash of its path."""
+
+    def signs(seed: str, length: int) -> Tensor:
+        raw = hashlib.shake_128(seed.encode()).digest(length)
+        return torch.frombuffer(bytearray(raw), dtype=torch.uint8).remainder(2).double() * 2 - 1
+
+    return [(signs(f"{path} {i} left", d_out), signs(f"{path} {i} right", d_in)) for i in range(NUMBERS)]
+
+
+def unwrapped(module: Any) -> Any:
+    """A component beneath torch.compile, DataParallel and their kin."""
+    while True:
+        inner = [getattr(module, "_modules", {}).get(n) for n in ("_orig_mod", "module", "_fsdp_wrapped_module")]
+        if len(getattr(module, "_modules", {})) != 1 or not any(inner):
+            return module
+        module = next(filter(None, inner))
 
 
 def weight_of(path: str, layer: nn.Linear) -> Tensor:
     """The weight of a layer, also where accelerate keeps it elsewhere.
 
     Raises:
-        RuntimeError: it is not in memory, or quantised.
+        RuntimeError: it is not in memory, computed at every call, quantised, or spread over devices.
     """
-    weight: Tensor | None = layer.weight.data
-    if layer.weight.is_meta:
+    parameter = layer._parameters.get("weight")
+    if parameter is None:
+        raise RuntimeError(f"{path} computes its weight at every call (pruned or parametrized); make that permanent.")
+    weight: Tensor | None = parameter.data
+    if parameter.is_meta:
         weight = (getattr(getattr(layer, "_hf_hook", None), "weights_map", None) or {}).get("weight")
     if weight is None:
         raise RuntimeError(f"{path} is not in memory; load the erasures before offloading the pipeline.")
-    if weight.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise RuntimeError(f"{path} is stored as {weight.dtype}; erase before quantising, from float weights.")
+    weight = weight.data
+    if type(weight) is not Tensor or str(weight.dtype).removeprefix("torch.") not in FLOATS:
+        kind = weight.dtype if type(weight) is Tensor else type(weight).__name__
+        raise RuntimeError(f"{path} is stored as {kind}; erase before quantising, from float weights.")
     return weight

@@ -296,7 +296,7 @@ def test_adapters_that_are_not_held_are_read_again(model, trio, tmp_path, monkey
 
 def test_another_base_is_refused(model, unet_edit):
     other = open_model(build_pipeline(seed=1))
-    with pytest.raises(BaseMismatchError, match=r"was made for 'tiny' \(hash .*; pass that base"):
+    with pytest.raises(BaseMismatchError, match=r"was made for 'tiny', and in pipeline .* hash .*; pass that base"):
         interference(other, [unet_edit])
     assert interference(other, [unet_edit], check=False).moved.max() > 0
 

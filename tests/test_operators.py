@@ -51,7 +51,7 @@ def test_a_file_comes_back_as_it_was_written(model, tmp_path):
         torch.testing.assert_close(found.change.delta().double(), d.delta(), rtol=1e-5, atol=1e-5)
         assert found.change.up.dtype == torch.float32
         assert found.concepts == (BOMB, STYLE)
-        assert found.base == {"name": "tiny", "revision": None, "hash": model.fingerprint}
+        assert found.base == model.base
         assert (found.family, found.version) == ("sd1", written.version)
         for ours, theirs in zip(found.gates, written.gates, strict=True):
             assert (ours.words, ours.hits, ours.alarms) == (theirs.words, theirs.hits, theirs.alarms)

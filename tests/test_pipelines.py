@@ -1,6 +1,7 @@
 """pipelines/: opened through diffusers as a user does, verified, and hard to talk out of an erasure."""
 
 import copy
+import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -28,6 +29,7 @@ from conftest import (
     split_safetensors,
 )
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import CustomDiffusionAttnProcessor
 
 from concept_erase import Concept, operators
 from concept_erase.adapter import slug
@@ -139,7 +141,7 @@ def test_the_fingerprint_is_that_of_the_package(pipe, model, other, code):
 def test_another_base_is_refused_and_stays_as_it_was(kohya):
     stranger = build_pipeline(seed=1)
     before = bits(stranger)
-    with pytest.raises(ValueError, match=r"made for 'tiny' .* another base"):
+    with pytest.raises(ValueError, match=r"made for 'tiny'.* another base"):
         around(stranger, ERASED, erasures=[kohya])
     assert bits(stranger) == before
     with pytest.raises(ValueError, match="another base"):
@@ -224,7 +226,7 @@ def test_what_is_no_adapter_is_refused(pipe, model, kohya, tmp_path):
     for path, why in (
         (pickled, "pickled weights are never read"),
         (tmp_path / "none.safetensors", "exists"),
-        (tmp_path / "operator.safetensors", "for the other pipeline"),
+        (tmp_path / "twemoji.operator", "for the other pipeline"),
         (tmp_path, "exists"),
     ):
         with pytest.raises(ValueError, match=why):
@@ -391,6 +393,149 @@ def test_the_saved_pipeline_is_a_plain_one_without_the_concepts(pipe, kohya, oth
     assert not (tmp_path / "damaged").exists()
 
 
+# -- erased: whatever is read in place of the edited weights ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", ["before", "after", "fused, unfused, fused", "compiled"])
+def test_what_is_read_in_place_of_the_weights_holds_the_erasures(pipe, unet_edit, kohya, other, when):
+    plain = copy.deepcopy(pipe)
+    edit_directly(plain, unet_edit.changes)
+    erased = around(pipe, ERASED)
+    if when == "compiled":
+        inside, erased.unet = erased.unet, torch.compile(erased.unet, backend="eager")
+        erased.load_erasures([kohya])
+        erased.check_erasures()
+        erased.unet = inside
+        assert max(farthest(outputs(erased), outputs(plain))) < CLOSE
+        return
+    if when != "after":
+        erased.fuse_qkv_projections(vae=False)
+    if when == "fused, unfused, fused":
+        erased.unfuse_qkv_projections(vae=False)
+    erased.load_erasures([kohya])
+    if when != "before":
+        erased.fuse_qkv_projections(vae=False)
+    assert max(farthest(outputs(erased), outputs(plain))) < CLOSE
+    with_other(erased, other)
+    erased.fuse_lora()
+    with pytest.raises(RuntimeError, match="projections after that"):
+        drawn(erased, "a cat")  # what was fused before lacks the LoRA
+    erased.unfuse_qkv_projections(vae=False)
+    drawn(erased, "a cat")
+
+
+def test_it_sees_what_reads_other_weights(pipe, pristine, kohya):
+    erased = around(pipe, ERASED, erasures=[kohya])
+    fused = copy.deepcopy(pristine)
+    fused.fuse_qkv_projections(vae=False)
+    erased.fuse_qkv_projections(vae=False)
+    for name, layer in erased.unet.named_modules():
+        if name.endswith("attn2.to_kv"):
+            layer.weight.data = fused.unet.get_submodule(name).weight.data
+    with pytest.raises(RuntimeError, match="14 of 14 erased layers"):
+        drawn(erased, "a cat")
+    erased.unfuse_qkv_projections(vae=False)
+    drawn(erased, "a cat")
+    own = CustomDiffusionAttnProcessor(hidden_size=64, cross_attention_dim=32, train_q_out=False)
+    erased.unet.mid_block.attentions[0].transformer_blocks[0].attn2.set_processor(own)
+    with pytest.raises(RuntimeError, match=r"CustomDiffusionAttnProcessor around unet.mid_block.*weights of its own"):
+        drawn(erased, "a cat")
+    fresh = copy.deepcopy(pristine)
+    fresh.unet.mid_block.attentions[0].transformer_blocks[0].attn2.set_processor(own)
+    before = bits(fresh)
+    with pytest.raises(RuntimeError, match="weights of its own"):
+        around(fresh, ERASED).load_erasures([kohya])
+    assert bits(fresh) == before
+
+
+@pytest.mark.parametrize("code", [ERASED, GATED], ids=["erased", "gated"])
+def test_a_rounded_base_is_the_same_and_an_erased_one_is_not(model, unet_edit, operator, tmp_path, code):
+    file = dataclasses.replace(unet_edit, base=model.base).save(tmp_path / "adapter")[0]
+    files = {"erasures": [file]} if code is ERASED else {"operators": [operator]}
+    for dtype in (torch.float16, torch.bfloat16):
+        around(build_pipeline().to(dtype), code, **files)
+    coarse = build_pipeline()
+    coarse.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    drawn(around(coarse, code, **files), "a cat")
+    fused = build_pipeline()
+    edit_directly(fused, unet_edit.changes)
+    reason = "already, at strength 1" if code is ERASED else "one that was edited"
+    with pytest.raises(ValueError, match=reason):
+        around(fused, code, **files)
+    with pytest.raises(ValueError, match=r"differ by about 1[0-9]{2}"):
+        around(build_pipeline(seed=1), code, **files)
+
+
+def test_both_tell_bases_by_the_same_numbers_as_the_package(pipe, model):
+    for code in (ERASED, GATED):
+        base = sys.modules[class_in(code).__module__].base_of(pipe.unet)
+        assert base.hash == model.identity.hash
+        assert tuple(base.sketch.tolist()) == model.identity.sketch
+        assert (base.dtype, base.size, base.rounding) == (
+            model.identity.dtype, model.identity.size, model.identity.rounding,
+        )  # fmt: skip
+
+
+# -- erased: files as they come --------------------------------------------------------------------------------------
+
+
+def resaved(file: Path, kind: str) -> Path:
+    """Our own file as other tools write it again."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    tensors = load_file(file)
+    if kind == "bfloat16":
+        tensors = {k: v.to(torch.bfloat16) for k, v in tensors.items()}
+    elif kind == "no alpha":
+        tensors = {k: v for k, v in tensors.items() if not k.endswith(".alpha")}
+    elif kind == "lora.down":
+        tensors = {k.replace("lora_down", "lora.down").replace("lora_up", "lora.up"): v for k, v in tensors.items()}
+    elif kind == "old diffusers":
+        tensors = {
+            k.replace(".to_", ".processor.to_").replace(".lora_A", "_lora.down").replace(".lora_B", "_lora.up"): v
+            for k, v in tensors.items()
+        }
+    again = file.with_name("again.SAFETENSORS" if kind == "ending" else "again.safetensors")
+    save_file(tensors, again, metadata)
+    return again
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "no alpha", "lora.down", "old diffusers", "ending"])
+def test_a_file_that_was_saved_again_is_read(pipe, unet_edit, tmp_path, kind):
+    kohya, peft = unet_edit.save(tmp_path)
+    plain = copy.deepcopy(pipe)
+    edit_directly(plain, unet_edit.changes)
+    erased = around(pipe, ERASED, erasures=[resaved(peft if kind == "old diffusers" else kohya, kind)])
+    for path, change in unet_edit.changes.items():
+        error = (layer_at(erased, path).weight - layer_at(plain, path).weight).norm() / change.delta().norm()
+        assert error < (0.01 if kind == "bfloat16" else 1e-5)
+
+
+def test_a_folder_means_the_one_file_of_its_kind(pipe, kohya, operator, model, tmp_path):
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    shutil.copy(kohya, folder / kohya.name)
+    (folder / f"{kohya.stem}.safetensors").rename(folder / "a.safetensors")
+    shutil.copy(operator, folder / "a.operator")
+    for code, files in ((ERASED, "erasures"), (GATED, "operators")):
+        (record,) = getattr(around(copy.deepcopy(pipe), code, **{files: folder}), files)
+        assert record.name == "a" if code is GATED else not (folder / "pytorch_lora_weights.safetensors").exists()
+    shutil.copy(folder / "a.operator", folder / "operator.safetensors")  # what it was called once
+    around(copy.deepcopy(pipe), ERASED, erasures=folder)
+    (folder / "a.operator").unlink()
+    assert around(copy.deepcopy(pipe), GATED, operators=folder).operators[0].name == "mixed"
+    for ending in ("safetensors", "operator"):
+        for name in ("b", "c"):
+            shutil.copy(kohya, folder / f"{name}.{ending}")
+    with pytest.raises(ValueError, match=r"holds a.safetensors, b.safetensors, c.safetensors"):
+        around(pipe, ERASED, erasures=folder)
+    with pytest.raises(ValueError, match=r"holds b.operator, c.operator"):
+        around(pipe, GATED, operators=folder)
+
+
 # -- gated ---------------------------------------------------------------------------------------------------------
 
 
@@ -400,8 +545,9 @@ def random_operator(d: int = 32, seed: int = 0) -> LowRank:
 
 
 def write_operator(folder: Path, model, concepts=(STYLE,), change: LowRank | None = None) -> Path:
-    operators.write(folder / "operator.safetensors", model, list(concepts), change or random_operator())
-    return folder / "operator.safetensors"
+    path = folder / f"{concepts[0].target}.operator"
+    operators.write(path, model, list(concepts), change or random_operator())
+    return path
 
 
 @pytest.fixture
@@ -541,7 +687,7 @@ def test_a_wrong_operator_file_is_refused(pipe, model, operator, kohya, kind):
         if kind == "words":
             record["concepts"][0]["words"] = [[]]
         else:
-            record["base"]["hash"] = "0" * 64
+            record["base"] = open_model(build_pipeline(seed=1)).base
         header["__metadata__"]["concept_erase"] = json.dumps(record)
         raw_safetensors(operator, header, body)
     elif kind == "adapter":
@@ -552,7 +698,7 @@ def test_a_wrong_operator_file_is_refused(pipe, model, operator, kohya, kind):
         entry = [(operator, -1.0)]
     elif kind == "twice":
         entry = [operator, operator.parent]
-    with pytest.raises(ValueError, match=r"safetensors|strength"):
+    with pytest.raises(ValueError, match=r"safetensors|operator|strength"):
         gated.load_operators(entry, **settings)
     assert gated.operators == ()
 

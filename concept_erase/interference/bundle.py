@@ -12,6 +12,7 @@ from torch import Tensor
 from concept_erase.adapter import Adapter
 from concept_erase.concepts import Concept
 from concept_erase.errors import BaseMismatchError
+from concept_erase.identity import sketch_of
 from concept_erase.interference.movement import Movement, Total, seen_factor
 from concept_erase.layers import canonical_to_live, linear
 from concept_erase.lowrank import LowRank
@@ -123,11 +124,13 @@ class Bundle:
                 raise BaseMismatchError(
                     f"{path} is {shape} in {model.name}, {name} changes {change.shape}; pass the base it was made for."
                 )
-        recorded = adapter.base.get("hash")
-        if self.check and recorded and recorded != model.fingerprint:
+        if not (self.check and adapter.base.get("hash")):
+            return
+        reason = model.identity.difference(adapter.base, sketch_of(adapter.changes, model.stream_layers()))
+        if reason:
             raise BaseMismatchError(
-                f"{name} was made for {adapter.base.get('name')!r} (hash {recorded[:12]}), the weights of {model.name} "
-                f"have {model.fingerprint[:12]}; pass that base, or erase the concept from this one."
+                f"{name} was made for {adapter.base.get('name')!r}, and in {model.name} {reason}; "
+                "pass that base, or erase the concept from this one."
             )
 
 

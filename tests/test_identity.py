@@ -1,0 +1,94 @@
+"""A base is known again within rounding, and what else differs is told."""
+
+import pytest
+import torch
+from conftest import TWEMOJI, adapter_of, build_pipeline, random_changes
+
+from concept_erase import erase, open_model
+from concept_erase.errors import BaseMismatchError
+from concept_erase.identity import FLOATS, NUMBERS, identity, probes, sketch_of
+from concept_erase.interference.bundle import Bundle
+
+
+@pytest.fixture(scope="module")
+def weights(model):
+    return {path: model.weight(path) for path in model.stream_layers()}
+
+
+def rounded(weights, name):
+    return {path: weight.to(getattr(torch, name)) for path, weight in weights.items()}
+
+
+def with_edit(weights, changes, scale=1.0):
+    return {path: weight + scale * changes[path].delta().float() for path, weight in weights.items()}
+
+
+@pytest.mark.parametrize("live", FLOATS)
+@pytest.mark.parametrize("stored", FLOATS)
+def test_a_rounded_base_is_the_same_and_a_fused_erasure_is_not(weights, model, live, stored):
+    changes = random_changes(model, seed=1, size=0.03)
+    record = identity(rounded(weights, stored)).record
+    assert record["dtype"] == stored
+    assert len(record["sketch"]) == NUMBERS * len(weights)
+    own = sketch_of(changes, weights)
+    assert identity(rounded(weights, live)).difference(record) is None
+    assert identity(rounded(weights, live)).difference(record, own) is None
+    fused = identity(rounded(with_edit(weights, changes), live))
+    assert "this erasure is in these weights already" in fused.difference(record, own)
+    if "float8_e5m2" not in (live, stored):  # what two bits lose is more than this edit changes
+        assert "another erasure fused in" in fused.difference(record)
+
+
+def test_the_distance_of_sketches_is_about_that_of_the_weights(weights, model):
+    for seed in range(3):
+        changes = random_changes(model, seed=seed, size=0.05)
+        edited = with_edit(weights, changes)
+        true = sum((edited[p] - w).square().sum() for p, w in weights.items()).sqrt()
+        a, b = (torch.tensor(identity(w).sketch) for w in (weights, edited))
+        assert 0.4 < (a - b).norm() / NUMBERS**0.5 / true < 2.0
+        torch.testing.assert_close((b - a).double(), sketch_of(changes, weights), rtol=1e-3, atol=1e-3)
+
+
+def test_rounding_is_foreseen(weights):
+    for name in FLOATS[:-1]:
+        error = sum((rounded(weights, name)[p].float() - w).square().sum() for p, w in weights.items()).sqrt()
+        size = sum(w.square().sum() for w in weights.values()).sqrt()
+        assert 0.7 < identity(weights).rounding[name] / (error / size) < 1.4
+
+
+def test_vectors_are_the_same_everywhere():
+    (u, v), *others = probes("unet.a", 3, 5)
+    assert (u.tolist(), v.tolist()) == ([1, -1, 1], [-1, 1, -1, -1, -1])
+    assert len({tuple(right.tolist()) for _, right in [(u, v), *others]}) > 1
+
+
+@pytest.mark.parametrize("sketch", [None, [], [1.0], ["a"] * 56, [float("nan")] * 56, "text"])
+def test_without_a_sketch_the_hash_decides(weights, sketch):
+    known = identity(weights)
+    assert known.difference({"hash": known.hash, "sketch": sketch}) is None
+    assert "hash" in known.difference({"hash": "0" * 64, "sketch": sketch})
+
+
+def test_other_bases_and_fine_tunes_are_told_apart(weights, model):
+    record = model.identity.record
+    stranger = open_model(build_pipeline(seed=1)).identity
+    assert "another base" in stranger.difference(record)
+    noise = torch.Generator().manual_seed(0)
+    tuned = {p: w + 0.005 * w.std() * torch.randn(w.shape, generator=noise) for p, w in weights.items()}
+    assert "differ by about 0." in identity(tuned).difference(record)
+    barely = {p: w * (1 + 1e-6) for p, w in weights.items()}
+    assert identity(barely).hash != model.fingerprint
+    assert identity(barely).difference(record) is None
+
+
+def test_a_bfloat16_pipeline_and_its_erasures_are_at_home_on_the_base(model, pipe):
+    coarse = open_model(pipe.to(torch.bfloat16))
+    assert coarse.base["dtype"] == "bfloat16"
+    assert coarse.fingerprint != model.fingerprint
+    adapter = erase(TWEMOJI, coarse, n=0).adapter
+    assert adapter.base == coarse.base
+    Bundle(model, check=True).add(adapter)
+    stranger = adapter_of(adapter.changes)
+    stranger.base.update(open_model(build_pipeline(seed=1)).base)
+    with pytest.raises(BaseMismatchError, match="differ by about"):
+        Bundle(model, check=True).add(stranger)
