@@ -138,8 +138,8 @@ def test_a_single_column_needs_no_header():
     ("text", "message"),
     [
         (
-            "artist,kind\nVan Gogh,style\n",
-            "no column is called 'target', 'concept' or 'name'; the first row has 'artist'",
+            "wer,kind\nVan Gogh,style\n",
+            "no column is called 'target', 'concept' or 'name'; the first row has 'wer'",
         ),
         ("target,kind,Kind\na,b,c\n", "two columns hold 'kind'"),
         ("target,target\na,b\n", "two columns hold 'target'"),
