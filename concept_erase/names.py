@@ -18,6 +18,7 @@ _DASHES = re.compile(r"[-‐‑‒–—―_/·・]+")
 _GAPS = re.compile(r"[.,:;()\[\]]")  # not + # & @: "C++" is not "C#"
 _MARKS = re.compile(r"['’‘ʼ`´\"“”„!?¡¿]")
 _SCRIPTS = ("LATIN", "GREEK", "CYRILLIC")  # where a combining mark is an accent; elsewhere it is part of the letter
+_SUFFIX = re.compile(r"(jr|sr|ii|iii|iv|inc|ltd|llc|esq|ph\.?d|m\.?d)\.?$", re.IGNORECASE)
 _BIDI_CONTROLS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _INVISIBLE = frozenset("\u200b\u2060\ufeff\u00ad")
 
@@ -139,6 +140,22 @@ def apart(names: Iterable[str], taken: Iterable[str] | Lookup, given: Iterable[s
     gone = taken if isinstance(taken, Lookup) else Lookup(taken)
     said = Lookup(given)
     return tuple(n for n in names if n not in gone and (n in said or not gone.within(n)))
+
+
+def several(text: str) -> list[str]:
+    """The names in a text that separates them by commas, semicolons or tabs; one, if it reads like one name.
+
+    "10,000 Maniacs" and "Robert Downey, Jr." are one; so is "AC;DC".
+    """
+    parts = re.split(r"(?<!\d),(?=\S)|,\s+|(?<=\d),(?=\D)|[，、،؛；|\t]|;\s+|(?<=\w{3});(?=\w{3})", text)
+    parts = [part.strip() for part in parts if part.strip()]
+    named = parts[:1]
+    for part in parts[1:]:
+        if _SUFFIX.match(part):
+            named[-1] = f"{named[-1]}, {part}"
+        else:
+            named.append(part)
+    return named if len(named) > 1 else [text]
 
 
 # -- on disk -------------------------------------------------------------------------------------------------------

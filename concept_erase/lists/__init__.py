@@ -20,10 +20,10 @@ from concept_erase.lists.cells import is_formula
 from concept_erase.lists.documents import read_yaml
 from concept_erase.lists.headings import COUNTERS, KINDS, NAMES, column
 from concept_erase.lists.intake import decode, read_bytes, refuse_suffix
-from concept_erase.lists.rows import Problem, Rows, read_json, read_jsonl, read_text, several
+from concept_erase.lists.rows import Problem, Rows, read_json, read_jsonl, read_text
 from concept_erase.lists.sheets import read_xlsx
 from concept_erase.lists.tables import is_table, read_csv
-from concept_erase.names import Lookup, folded, same_name
+from concept_erase.names import Lookup, folded, same_name, several
 from concept_erase.schema import Entry, build, explain
 
 SHOWN = 20  # problems or names in one message

@@ -10,13 +10,13 @@ from typing import Any
 
 from concept_erase.errors import InputError
 from concept_erase.lists.cells import unescaped
+from concept_erase.names import several
 
 MOST_ROWS = 100_000
 
 _BULLET = re.compile(r"[-*+•·‣▪◦●–—]\s+(?=\S)")
 _NUMBER = re.compile(r"\(?(\d{1,6})(?:[.):]\)?\s+|\)|\t)\s*(?=\S)")
 _QUOTES = ('""', "''", "“”", "‘’", "„“", "„”", "«»", "‹›", "「」", "『』", "``")
-_SUFFIX = re.compile(r"(jr|sr|ii|iii|iv|inc|ltd|llc|esq|ph\.?d|m\.?d)\.?$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -135,22 +135,6 @@ def _unquoted(line: str) -> str:
     if len(line) > 2 and line[0] + line[-1] in _QUOTES and line[1:-1].strip() and line[0] not in line[1:-1]:
         return line[1:-1].strip()
     return line
-
-
-def several(text: str) -> list[str]:
-    """The names in a text that separates them by commas, semicolons or tabs; one, if it reads like one name.
-
-    "10,000 Maniacs" and "Robert Downey, Jr." are one; so is "AC;DC".
-    """
-    parts = re.split(r"(?<!\d),(?=\S)|,\s+|(?<=\d),(?=\D)|[，、،؛；|\t]|;\s+|(?<=\w{3});(?=\w{3})", text)
-    parts = [part.strip() for part in parts if part.strip()]
-    named = parts[:1]
-    for part in parts[1:]:
-        if _SUFFIX.match(part):
-            named[-1] = f"{named[-1]}, {part}"
-        else:
-            named.append(part)
-    return named if len(named) > 1 else [text]
 
 
 def read_jsonl(text: str) -> Rows:
