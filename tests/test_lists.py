@@ -222,6 +222,96 @@ def test_duplicates_are_merged_with_a_notice():
     assert found.notices == ("'Paul Cézanne' is listed 3 times (rows 2, 4, 6); merged.",)
 
 
+def test_two_writings_are_merged_and_both_are_named():
+    found = listing("target\nPaul Cézanne\nPAUL CÉZANNE\npaul cezanne\nThe Scream\nscream\n")
+    assert (targets(found), found.merged) == (["Paul Cézanne", "The Scream"], (3, 4, 6))
+    assert found.notices == (
+        "'Paul Cézanne' is listed 3 times (rows 2, 3, 4), also as 'paul cezanne': 'Paul Cézanne' is what is erased; "
+        "merged.",
+        "'The Scream' is listed 2 times (rows 5, 6), also as 'scream': 'The Scream' is what is erased; merged.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "field"),
+    [
+        ([{"target": "blob"}, {"target": "Blob", "preserve": "noto"}, {"target": "BLOB"}], "preserve"),
+        ([{"target": "blob", "anchor": "the Noto"}, {"target": "Blob"}, {"target": "BLOB"}], "anchor"),
+    ],
+)
+def test_merged_rows_that_fall_away_are_each_named_with_the_reason(rows, field):
+    found = listing(table(*(({"anchor": "", "preserve": ""}) | row for row in rows), {"target": "noto"}))
+    assert (targets(found), found.rows, found.merged, found.notices) == (["noto"], (5,), (), ())
+    assert [(p.row, p.field) for p in found.problems] == [(2, field), (3, field), (4, field)]
+    for problem in found.problems:
+        assert "erased in row 5" in problem.message
+        assert problem.message.endswith("Rows 2, 3, 4 are one entry; none of them is used.")
+
+
+ROWS = st.fixed_dictionaries(
+    {
+        "target": st.sampled_from(
+            ["Monet", "monet", "Cézanne", "cezanne", "a cat", "cat", "dog", "", "=A1", "Claude Monet"]
+        ),
+        "kind": st.sampled_from(["", "style", "object", "beast"]),
+        "anchor": st.sampled_from(["", "art", "DOG", "the cat", "Bart"]),
+        "preserve": st.sampled_from(["", "dog", "Cezanne;bird", "Claude Monet"]),
+        "method": st.sampled_from(["", "uce", "encoder", "magic"]),
+        "tags": st.sampled_from(["", "a", "all"]),
+    }
+)
+
+
+@given(st.lists(ROWS, min_size=1, max_size=12))
+def test_every_row_is_used_or_merged_or_a_problem(rows):
+    bird = {"target": "bird"}  # so that one can be used
+    try:
+        found = listing(table(*rows, bird))
+    except InputError:
+        raise AssertionError("a row that can be used was lost") from None
+    failed = {p.row for p in found.problems}
+    given_rows = {i for i, row in enumerate(rows, 2) if any(row.values())} | {len(rows) + 2}
+    assert sorted([*found.rows, *found.merged, *failed]) == sorted(given_rows)
+    named = " ".join(found.notices)
+    assert all(str(row) in named for row in found.merged)
+    assert len({(e.kind, folded(e.target)) for e in found.entries}) == len(found.entries)
+    erased = {folded(e.target) for e in found.entries}
+    for entry in found.entries:
+        assert not erased & {folded(p) for p in entry.preserve}
+        assert folded(entry.anchor or "-") not in erased
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "kind", "want"),
+    [
+        ("object\ncat\n", "list.csv", None, Kind.OBJECT),
+        ("object\ncat\n", "list.csv", "identity", Kind.IDENTITY),
+        ("object,kind\ncat,violence\n", "list.csv", None, Kind.VIOLENCE),
+        ('{"person": "Ada"}', "list.jsonl", None, Kind.IDENTITY),
+        ('{"artist": "Monet"}', "list.jsonl", "object", Kind.OBJECT),
+    ],
+)
+def test_a_heading_speaks_of_the_kind_where_nobody_else_does(text, name, kind, want):
+    assert listing(text, name, kind=kind).entries[0].kind is want
+
+
+def test_names_with_commas_in_other_formats_stay_one_name_and_are_said():
+    found = listing('target,preserve\n"Doe, John","Dog, bird"\n')
+    assert (targets(found), found.entries[0].preserve) == (["Doe, John"], ("Dog, bird",))
+    assert found.notices == (
+        "taken as one name each: 'Doe, John' (row 2); write one name a row if they are several.",
+        "preserved as one name each: 'Dog, bird' (row 2); put ';' between names if they are several.",
+    )
+
+
+def test_a_whole_list_in_one_line_is_asked_about():
+    for name in ("list.txt", "list"):
+        with pytest.raises(InputError, match=r"row 1: the line 'twemoji, noto' holds 2 names .*write one name a line"):
+            listing("twemoji, noto", name)
+    with pytest.raises(InputError, match="write one name a row"):
+        listing("twemoji, noto", "list.csv")
+
+
 def test_many_duplicates_do_not_make_many_notices():
     found = listing("\n".join(f"name {i % 200}" for i in range(400)), "list.txt")
     assert len(found.entries) == 200

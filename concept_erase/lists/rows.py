@@ -14,8 +14,9 @@ from concept_erase.names import several
 
 MOST_ROWS = 100_000
 
-_BULLET = re.compile(r"[-*+•·‣▪◦●–—]\s+(?=\S)")
-_NUMBER = re.compile(r"\(?(\d{1,6})(?:[.):]\)?\s+|\)|\t)\s*(?=\S)")
+_BULLET = re.compile(r"^[-*+•·‣▪◦●–—]\s+(?=\S)")
+_NUMBER = re.compile(r"^\(?(\d{1,6})(?:[.):]\)?\s+|\)|\t)\s*(?=\S)")
+_END = re.compile(r"(?<=[^\s,;])[\s,;]*[,;]$")
 _QUOTES = ('""', "''", "“”", "‘’", "„“", "„”", "«»", "‹›", "「」", "『』", "``")
 
 
@@ -99,25 +100,23 @@ def bare(lines: list[tuple[int, str]], notices: list[str]) -> list[tuple[int, st
         Row, name, and whether it was in quotes.
     """
     most = max(2, len(lines) // 2 + 1)
-    bulleted = sum(bool(_BULLET.match(line)) for _, line in lines) >= most
-    numbers = [int(match[1]) for _, line in lines if (match := _NUMBER.match(line))]
-    numbered = len(numbers) >= most and all(a < b for a, b in pairwise(numbers))
     taken: dict[str, int] = {}
-    found = []
 
     def off(what: str, before: str, after: str) -> str:
         taken[what] = taken.get(what, 0) + (before != after)
         return after
 
-    rest = []
-    for row, whole in lines:
-        line = whole
-        if bulleted:
-            line = off("bullets", line, _BULLET.sub("", line, count=1))
-        if numbered:
-            line = off("numbers", line, _NUMBER.sub("", line, count=1))
-        line = off("commas at the end", line, line.strip().rstrip(",;") if line.strip(" \t,;") else line)
-        rest.append((row, line.strip()))
+    def rid(what: str, sign: re.Pattern[str], rest: list[tuple[int, str]]) -> list[tuple[int, str]]:
+        return [(row, off(what, line, sign.sub("", line, count=1))) for row, line in rest]
+
+    rest = lines
+    if sum(bool(_BULLET.match(line)) for _, line in rest) >= most:
+        rest = rid("bullets", _BULLET, rest)
+    numbers = [int(match[1]) for _, line in rest if (match := _NUMBER.match(line))]
+    if len(numbers) >= most and all(a < b for a, b in pairwise(numbers)):
+        rest = rid("numbers", _NUMBER, rest)
+    rest = rid("commas at the end", _END, [(row, line.strip()) for row, line in rest])
+    found = []
     quotes = sum(_unquoted(line) != line for _, line in rest) >= most
     for row, line in rest:
         inner = _unquoted(line)
