@@ -20,10 +20,11 @@ from rich.console import Console
 from rich.table import Table
 
 from concept_erase import Concept, Kind, erase, open_model, operators
-from concept_erase.concepts import fill, same
+from concept_erase.concepts import fill
 from concept_erase.families import FAMILIES
 from concept_erase.generate import generate
 from concept_erase.model import Model
+from concept_erase.names import apart, distinct, same_name
 from concept_erase.scores import Judges, Shot, compare, plan
 from concept_erase.statistics import Estimate, rate
 from concept_erase.surroundings import surroundings
@@ -56,7 +57,7 @@ def opened(pipe, prompts, states):
 def listed_names(files, concept):
     """Last column of CSV files with a header, without the concept itself."""
     names = [row[-1] for file in files for row in list(csv.reader(file.open(newline="")))[1:] if row]
-    return [name for name in dict.fromkeys(names) if concept.target.casefold() not in name.casefold()]
+    return list(apart(distinct(names), [concept.target]))
 
 
 def spelt_wrong(model, concept, judges, gated):
@@ -69,7 +70,7 @@ def spelt_wrong(model, concept, judges, gated):
         style = concept.kind is Kind.STYLE
         taken = judges.look([Shot(p, 0, concept.target, "", True, style) for p in prompts], images).concepts
         gates = opened(gated, prompts, embeddings(model.pipe, prompts))
-        found[label] = {"drawn": rate(sum(same(t, concept.target) for t in taken), len(taken)), **gates}
+        found[label] = {"drawn": rate(sum(same_name(t, concept.target) for t in taken), len(taken)), **gates}
     return found
 
 

@@ -190,9 +190,7 @@ class Adapter:
         try:
             ours = json.loads(metadata["concept_erase"])
             family = FAMILIES[ours["family"]]
-            concepts = tuple(
-                Concept(c["target"], c["kind"], c["anchor"], tuple(c["preserve"])) for c in ours["concepts"]
-            )
+            concepts = tuple(Concept.recorded(c) for c in ours["concepts"])
             method, settings, base = str(ours["method"]), dict(ours["settings"]), dict(ours["base"])
         except (KeyError, TypeError, ValueError) as error:
             raise AdapterFileError(

@@ -11,6 +11,7 @@ from concept_erase.concepts import Concept
 from concept_erase.errors import InputError
 from concept_erase.methods.uce import UCE
 from concept_erase.model import Model
+from concept_erase.names import apart
 from concept_erase.statistics import Estimate
 from concept_erase.streams import columns, read, seen_size
 from concept_erase.surroundings import slots, spread, surroundings
@@ -37,7 +38,7 @@ def choose(
     erase nothing, so where pictures can be judged the best one that passes is taken.
 
     Args:
-        taken: Targets that are erased in the same solve; no anchor contains one of them.
+        taken: Targets that are erased in the same solve; no anchor contains one of them as whole words.
         contexts: How many contexts the trials are made in.
         own_rate: Draws and judges pictures of a candidate; None decides by closed-form quantities alone.
     Raises:
@@ -46,7 +47,7 @@ def choose(
     if concept.anchor is not None:
         return concept, f"{concept.target!r} becomes {concept.anchor!r}: given."
     around = surroundings(model, concept)
-    candidates = [a for a in around.anchors if not any(t.casefold() in a.casefold() for t in taken)]
+    candidates = apart(around.anchors, taken)
     if not candidates:
         raise InputError(f"every candidate for the anchor of {concept.target!r} is erased itself; name an anchor.")
     trial = replace(TRIAL, contexts=contexts)

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from concept_erase.errors import MissingModelError
+from concept_erase.names import distinct
 
 
 class Scorer:
@@ -67,6 +68,7 @@ class Scorer:
 
     def classify(self, images: Tensor, names: Sequence[str], templates: Sequence[str]) -> list[str]:
         """Zero-shot: the name whose prompts, averaged over templates, are nearest to each image vector."""
+        names = distinct(names)  # two labels of one name would share its pictures
         vectors = [self.embed_texts([t.format(name) for t in templates]).mean(0) for name in names]
         best = (images @ torch.nn.functional.normalize(torch.stack(vectors), dim=-1).T).argmax(1)
         return [names[i] for i in best.tolist()]

@@ -1,11 +1,12 @@
 """What to erase: concepts, their kinds, and the prompts that speak of them. No torch here."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from concept_erase.errors import InputError
-from concept_erase.names import normalise
+from concept_erase.names import Lookup, distinct, folded, holds, normalise, same_name, without
 
 
 class Kind(StrEnum):
@@ -99,11 +100,6 @@ PROFILES: dict[Kind, KindProfile] = {
 }
 
 
-def same(a: str, b: str) -> bool:
-    """Whether two names mean the same concept: equal up to case, spacing and Unicode form."""
-    return normalise(a, "name").casefold() == normalise(b, "name").casefold()
-
-
 @dataclass(frozen=True)
 class Concept:
     """Something a generator shall forget.
@@ -113,6 +109,7 @@ class Concept:
         kind: Picks prompt templates and default anchors.
         anchor: What the concept becomes; None lets the model choose, and the choice is reported.
         preserve: Concepts of the same kind that must stay; empty lets the model choose.
+    Two writings of a name ("Paul Cézanne", "paul cezanne") are one name; each is kept in its first.
     Raises:
         InputError: a name is blank, target equals anchor, or the target is also to be preserved.
     """
@@ -133,14 +130,27 @@ class Concept:
         put("target", normalise(self.target, "target"))
         if self.anchor is not None:
             put("anchor", normalise(self.anchor, "anchor"))
-            if same(self.target, self.anchor):
-                raise InputError(f"target and anchor are the same: {self.target!r}; name another anchor.")
+            if same_name(self.target, self.anchor):
+                raise InputError(
+                    f"target and anchor are the same: {_both(self.target, self.anchor)}; name another anchor."
+                )
         if isinstance(self.preserve, str):
             raise InputError(f"preserve must be a list of names, got the text {self.preserve!r}; wrap it in a tuple.")
-        names = {normalise(p, "preserve").casefold(): normalise(p, "preserve") for p in self.preserve}
-        put("preserve", tuple(names.values()))
-        if self.target.casefold() in names:
-            raise InputError(f"{self.target!r} is both erased and preserved; take it out of one of the two.")
+        put("preserve", distinct(normalise(p, "preserve") for p in self.preserve))
+        if clash := Lookup(self.preserve).get(self.target):
+            raise InputError(
+                f"{_both(self.target, clash)} is both erased and preserved; take it out of one of the two."
+            )
+
+    @classmethod
+    def recorded(cls, fields: Mapping[str, Any]) -> "Concept":
+        """A concept as a file records it.
+
+        Files of older versions may hold two writings of one name, which were two names then: they are left out.
+        """
+        target, anchor = fields["target"], fields["anchor"]
+        kept = without(fields["preserve"], target)
+        return cls(target, fields["kind"], None if anchor and same_name(target, anchor) else anchor, kept)
 
     @property
     def profile(self) -> KindProfile:
@@ -151,7 +161,8 @@ def check_together(concepts: Sequence[Concept], *, strict: bool = False) -> tupl
     """Concepts that can be erased in one solve, duplicates merged, in a canonical order.
 
     Returns:
-        The concepts, sorted by kind and name so that the order of the list never matters, and notices for the user.
+        The concepts, sorted by kind and name so that the order of the list never matters (of a name in two writings
+            the first is kept), and notices for the user.
     Raises:
         InputError: the list is empty, a concept is erased and preserved at once (all pairs are listed), or, when
             `strict`, an anchor contains another erased concept, which is a warning otherwise.
@@ -161,31 +172,61 @@ def check_together(concepts: Sequence[Concept], *, strict: bool = False) -> tupl
     merged: dict[tuple[str, str], Concept] = {}
     notices = []
     for concept in concepts:
-        key = (concept.kind.value, concept.target.casefold())
+        key = (concept.kind.value, folded(concept.target))
         if key not in merged:
             merged[key] = concept
             continue
         first = merged[key]
-        if first.anchor and concept.anchor and not same(first.anchor, concept.anchor):
+        if first.anchor and concept.anchor and not same_name(first.anchor, concept.anchor):
             raise InputError(
                 f"{concept.target!r} is listed with two anchors, {first.anchor!r} and {concept.anchor!r}; keep one."
             )
-        preserve = tuple(dict.fromkeys((*first.preserve, *concept.preserve)))
+        preserve = (*first.preserve, *concept.preserve)
         merged[key] = Concept(first.target, first.kind, first.anchor or concept.anchor, preserve)
-        notices.append(f"{concept.target!r} is listed twice; merged.")
-    erased = {c.target.casefold(): c.target for c in merged.values()}
-    clashes = [(p, c.target) for c in merged.values() for p in c.preserve if p.casefold() in erased]
+        notices.append(f"{concept.target!r} is listed twice; merged{_written(first.target, concept.target)}.")
+    erased = Lookup(c.target for c in merged.values())
+    clashes = [(p, c.target) for c in merged.values() for p in c.preserve if p in erased]
     if clashes:
         listed = "; ".join(f"{p!r} (preserved for {t!r})" for p, t in clashes)
         raise InputError(f"erased and preserved at once: {listed}; take each out of one of the two.")
     for concept in merged.values():
-        for other in merged.values():
-            if concept.anchor and other is not concept and other.target.casefold() in concept.anchor.casefold():
-                told = f"the anchor {concept.anchor!r} of {concept.target!r} contains {other.target!r}, erased too"
-                if strict:
-                    raise InputError(f"{told}; name another anchor.")
-                notices.append(f"warning: {told}.")
+        for held in without(erased.within(concept.anchor or ""), concept.target):
+            told = f"the anchor {concept.anchor!r} of {concept.target!r} contains {held!r}, erased too"
+            if strict:
+                raise InputError(f"{told}; name another anchor.")
+            notices.append(f"warning: {told}.")
+        notices += containing(concept, erased)
     return tuple(merged[key] for key in sorted(merged)), notices
+
+
+def containing(concept: Concept, erased: Lookup) -> list[str]:
+    """Notices of what the user named for a concept and what holds an erased name as whole words."""
+    notices = []
+    if concept.anchor and holds(concept.anchor, concept.target):
+        notices.append(
+            f"the anchor {concept.anchor!r} contains {concept.target!r} itself and may bring it back; "
+            "it is taken because it was named."
+        )
+    return notices + kept_though(concept.preserve, erased)
+
+
+def kept_though(names: Sequence[str], erased: Lookup) -> list[str]:
+    """A notice for each name that the user preserves and that contains what is erased."""
+    return [
+        f"{name!r}, which shall stay, contains {' and '.join(map(repr, held))}, erased; it is kept because it was "
+        "named."
+        for name in names
+        if (held := erased.within(name))
+    ]
+
+
+def _both(name: str, other: str) -> str:
+    return repr(name) if name.casefold() == other.casefold() else f"{name!r} and {other!r}"
+
+
+def _written(kept: str, other: str) -> str:
+    """Which writing is erased, where two differ in more than case."""
+    return "" if kept.casefold() == other.casefold() else f", in its first writing {kept!r}"
 
 
 def fill(template: str, target: str, context: str = "") -> str:

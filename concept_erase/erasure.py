@@ -15,13 +15,14 @@ import torch
 
 from concept_erase import __version__, anchors, methods, operators
 from concept_erase.adapter import Adapter, identity, refuse_another, remove_older
-from concept_erase.concepts import Concept, Kind, check_together, same
+from concept_erase.concepts import Concept, Kind, check_together
 from concept_erase.errors import BusyError, InputError, MissingModelError, OutputError
 from concept_erase.files import atomic_write
 from concept_erase.generate import Sampling, generate
 from concept_erase.lowrank import LowRank, check_finite
 from concept_erase.methods import Edit, Method, Run, settings_of
 from concept_erase.model import Model, Source, open_model
+from concept_erase.names import Lookup, same_name
 from concept_erase.scores import Judges, Scores, Shot, plan, score
 from concept_erase.statistics import Estimate, rate
 
@@ -197,7 +198,7 @@ class Work:
         )
         shots = [Shot(p, s, name, "", False, concept.kind is Kind.STYLE) for p, s in zip(prompts, seeds, strict=True)]
         taken = self.judges.look(shots, images).concepts
-        return rate(sum(same(t, concept.target) for t in taken), len(taken))
+        return rate(sum(same_name(t, concept.target) for t in taken), len(taken))
 
 
 def _judges(model: Model, concepts: Sequence[Concept], scorer: str | None) -> tuple[Judges | None, str | None]:
@@ -211,9 +212,9 @@ def _judges(model: Model, concepts: Sequence[Concept], scorer: str | None) -> tu
 
 def _refuse_anchor_chain(concepts: Sequence[Concept]) -> None:
     """An anchor that is itself erased would lead nowhere."""
-    targets = {c.target.casefold() for c in concepts}
+    targets = Lookup(c.target for c in concepts)
     for concept in concepts:
-        if concept.anchor and concept.anchor.casefold() in targets:
+        if concept.anchor and concept.anchor in targets:
             raise InputError(
                 f"the anchor {concept.anchor!r} of {concept.target!r} is itself erased; name another anchor."
             )

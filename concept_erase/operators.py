@@ -24,6 +24,7 @@ from concept_erase.formats import OPERATOR_ENDING as ENDING
 from concept_erase.formats import read_safetensors, write_safetensors
 from concept_erase.lowrank import LowRank, check_finite
 from concept_erase.model import Model
+from concept_erase.names import holds
 from concept_erase.streams import read as read_prompt
 from concept_erase.surroundings import ALONE, slots, spread, surroundings
 
@@ -35,7 +36,7 @@ _RIDGE = 1e-3  # of the mean variance
 _HITS = 0.95  # of the prompts with the concept that a probe must find to be kept; of the others none
 
 Words = tuple[tuple[int, ...], ...]  # token ids, each in one piece
-Read = tuple[tuple[int, ...], Tensor]  # token ids of a prompt, and its hidden states (n, d) that are looked at
+Read = tuple[str, tuple[int, ...], Tensor]  # a prompt, its token ids, and its hidden states (n, d) that are looked at
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +142,7 @@ def read(path: Path | str) -> Operator:
         directions, thresholds, listed = tensors["directions"], tensors["thresholds"], ours["concepts"]
         if change.shape != (directions.shape[1],) * 2 or not len(listed) == len(directions) == len(thresholds):
             raise ValueError(f"{change.shape}, {tuple(directions.shape)} and {len(listed)} concepts do not fit")
-        concepts = tuple(Concept(c["target"], c["kind"], c["anchor"], tuple(c["preserve"])) for c in listed)
+        concepts = tuple(Concept.recorded(c) for c in listed)
         gates = tuple(
             Gate(
                 tuple(tuple(int(i) for i in ids) for ids in c["words"]),
@@ -237,10 +238,13 @@ def _holds(ids: Sequence[int], words: Words) -> bool:
 
 def _encoded(model: Model, lines: Sequence[str], whole: int = 0) -> list[Read]:
     """Each distinct prompt with its states after BOS, to EOS; of the first `whole` to the last padding position."""
-    rows = dict.fromkeys(model.tokenize(line) for line in lines)
+    rows: dict[tuple[int, ...], str] = {}
+    for line in lines:
+        rows.setdefault(model.tokenize(line), line)
     fitting = [ids for ids in rows if len(ids) <= model.length and max(ids) < model.vocabulary]
     upto = [model.length if i < whole else len(ids) for i, ids in enumerate(fitting)]
-    return [(ids, states[1:]) for ids, states in zip(fitting, model.encode(fitting, upto), strict=True)]
+    states = model.encode(fitting, upto)
+    return [(rows[ids], ids, of[1:]) for ids, of in zip(fitting, states, strict=True)]
 
 
 def _with(model: Model, concept: Concept, part: int) -> list[Tensor]:
@@ -278,4 +282,5 @@ def _without(model: Model, concept: Concept, words: Words, part: int) -> list[Te
     if len(pieces) > 1:
         lines += [template.format(piece) for piece in pieces] + (pieces if part == 0 else [])
     mine = _encoded(model, lines) if lines else []
-    return [rows for ids, rows in (*_others(model, concept.kind, part), *mine) if not _holds(ids, words)]
+    others = (*_others(model, concept.kind, part), *mine)
+    return [rows for line, ids, rows in others if not _holds(ids, words) and not holds(line, concept.target)]

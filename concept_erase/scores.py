@@ -15,11 +15,12 @@ from concept_erase import embedded, perceptual
 from concept_erase.adapter import Adapter
 from concept_erase.attach import attached
 from concept_erase.clip import Scorer, load_scorer
-from concept_erase.concepts import Concept, Kind, fill, same
+from concept_erase.concepts import Concept, Kind, fill
 from concept_erase.errors import InputError, MissingModelError
 from concept_erase.generate import Sampling, generate
 from concept_erase.judge import Judge
 from concept_erase.model import Model, Source, open_model
+from concept_erase.names import Lookup, apart, distinct, folded, same_name
 from concept_erase.statistics import Estimate, harmonic, kappa, mean, rate
 from concept_erase.surroundings import surroundings
 
@@ -105,13 +106,13 @@ def plan(model: Model, concepts: Sequence[Concept], n: int) -> list[Shot]:
     """
     if n < 1:
         raise InputError(f"the number of pictures must be positive, got {n}.")
-    everything = {c.target.casefold() for c in concepts}
+    everything = Lookup(c.target for c in concepts)
     if len(concepts) > n:
         concepts = random.Random(0).sample(list(concepts), n)
     shots: list[Shot] = []
     for index, concept in enumerate(concepts):
         around = surroundings(model, concept)
-        neighbours = [p for p in around.neighbours if p.casefold() not in everything]
+        neighbours = apart(around.neighbours, everything, concept.preserve)
         share = -(-n // len(concepts))
         for names, erased in (([concept.target], True), (neighbours, False)):
             slots = _slots(concept, names, around.contexts)
@@ -196,14 +197,20 @@ class Judges:
         self.scorer_name = "embedded scorer" if scorer == str(embedded.scorer()) else scorer
         self.net = Judge.load(embedded.judge()) if model.is_embedded else None
         self.name = "embedded judge (classifier)" if self.net else f"{self.scorer_name} (zero-shot)"
-        self.styles: list[str] = []
-        self.objects: list[str] = []
+        styles: list[str] = []
+        objects: list[str] = []
         for concept in concepts:
             around = surroundings(model, concept)
-            ours, theirs = (self.styles, self.objects) if concept.kind is Kind.STYLE else (self.objects, self.styles)
+            ours, theirs = (styles, objects) if concept.kind is Kind.STYLE else (objects, styles)
             ours += [concept.target, *around.neighbours]
             theirs += around.contexts
-        self.styles, self.objects = list(dict.fromkeys(self.styles)), list(dict.fromkeys(self.objects))
+        # "Claude Monet" as a label beside "Monet" would take pictures from it, which then count as erased.
+        targets = Lookup(c.target for c in concepts)
+        given = Lookup(p for c in concepts for p in c.preserve)
+        self.styles, self.objects = (
+            [n for n in distinct(names) if n in targets or n in given or not targets.within(n)]
+            for names in (styles, objects)
+        )
 
     def look(self, shots: Sequence[Shot], images: Sequence[Image.Image]) -> Verdicts:
         """What every picture is taken for."""
@@ -224,18 +231,18 @@ def compare(judges: Judges, shots: Sequence[Shot], before: list[Image.Image], af
     looks = (judges.look(shots, before), judges.look(shots, after))
     erased = [i for i, s in enumerate(shots) if s.erased]
     kept = [i for i, s in enumerate(shots) if not s.erased]
-    targets = {shots[i].concept.casefold() for i in erased}
+    targets = Lookup(shots[i].concept for i in erased)
     sides = []
     for look in looks:
         side = {
-            "UA": rate(sum(not same(look.concepts[i], shots[i].concept) for i in erased), len(erased)),
-            "IRA": rate(sum(same(look.concepts[i], shots[i].concept) for i in kept), len(kept)),
+            "UA": rate(sum(not same_name(look.concepts[i], shots[i].concept) for i in erased), len(erased)),
+            "IRA": rate(sum(same_name(look.concepts[i], shots[i].concept) for i in kept), len(kept)),
             "CRA": _contexts_kept(look, shots, kept),
         }
         side["H"] = harmonic([side["UA"], side["IRA"], side["CRA"]])
         side["CRA_erased"] = _contexts_kept(look, shots, erased)
         for group, members in (("erased", erased), ("kept", kept)):
-            right = sum(same(look.clip_concepts[i], shots[i].concept) for i in members)
+            right = sum(same_name(look.clip_concepts[i], shots[i].concept) for i in members)
             side[f"clip_accuracy_{group}"] = rate(right, len(members))
             side[f"clip_score_{group}"] = mean([look.clip_scores[i] for i in members])
         sides.append(side)
@@ -246,9 +253,11 @@ def compare(judges: Judges, shots: Sequence[Shot], before: list[Image.Image], af
         if distances is not None:
             change[f"lpips_{group}"] = mean([distances[i] for i in members])
     controls: dict[str, Estimate | float] = {
-        "null": rate(sum(looks[0].concepts[i].casefold() in targets for i in kept), len(kept)),
-        "positive": rate(sum(same(looks[0].concepts[i], shots[i].concept) for i in erased), len(erased)),
-        "kappa": kappa([c for k in looks for c in k.concepts], [c for k in looks for c in k.clip_concepts]),
+        "null": rate(sum(looks[0].concepts[i] in targets for i in kept), len(kept)),
+        "positive": rate(sum(same_name(looks[0].concepts[i], shots[i].concept) for i in erased), len(erased)),
+        "kappa": kappa(
+            [folded(c) for k in looks for c in k.concepts], [folded(c) for k in looks for c in k.clip_concepts]
+        ),
     }
     return Scores(
         sides[0], sides[1], change, controls, _by_concept(looks, shots), judges.name, judges.scorer_name,
@@ -258,9 +267,9 @@ def compare(judges: Judges, shots: Sequence[Shot], before: list[Image.Image], af
 
 def _by_concept(looks: Sequence[Verdicts], shots: Sequence[Shot]) -> dict[str, dict[str, Estimate]]:
     found = {}
-    for name in dict.fromkeys(s.concept for s in shots):
-        members = [i for i, s in enumerate(shots) if s.concept == name]
-        right = [sum(same(look.concepts[i], name) for i in members) for look in looks]
+    for name in distinct(s.concept for s in shots):
+        members = [i for i, s in enumerate(shots) if same_name(s.concept, name)]
+        right = [sum(same_name(look.concepts[i], name) for i in members) for look in looks]
         found[name] = {time: rate(k, len(members)) for time, k in zip(("before", "after"), right, strict=True)}
     return found
 
@@ -268,4 +277,4 @@ def _by_concept(looks: Sequence[Verdicts], shots: Sequence[Shot]) -> dict[str, d
 def _contexts_kept(look: Verdicts, shots: Sequence[Shot], members: Sequence[int]) -> Estimate:
     """How often the cross-domain concept of the prompt is recognised, where the prompt names one."""
     named = [i for i in members if shots[i].context]
-    return rate(sum(same(look.contexts[i], shots[i].context) for i in named), len(named))
+    return rate(sum(same_name(look.contexts[i], shots[i].context) for i in named), len(named))

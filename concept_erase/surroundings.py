@@ -10,6 +10,7 @@ from concept_erase import embedded
 from concept_erase.concepts import Concept, Kind
 from concept_erase.errors import InputError
 from concept_erase.model import Model
+from concept_erase.names import Lookup, apart, distinct
 from concept_erase.streams import Prompt, read
 
 ALONE = ("a {target}", "an icon of a {target}", "{target}")  # a context without any concept
@@ -33,28 +34,25 @@ class Surroundings:
 
 
 def surroundings(model: Model, concept: Concept) -> Surroundings:
-    """What the base and the user say about the concept's domain; a built-in list per kind where they say nothing."""
+    """What the base and the user say about the concept's domain; a built-in list per kind where they say nothing.
 
-    def without(names: Sequence[str], *taken: str | None) -> tuple[str, ...]:
-        gone = {t.casefold() for t in taken if t}
-        return tuple(n for n in names if n.casefold() not in gone)
-
+    What contains the target as whole words ("Claude Monet", where "Monet" is erased) is none of its surroundings,
+    unless the user preserves it.
+    """
+    target = [concept.target]
     if model.is_embedded:
         style = concept.kind is Kind.STYLE
         domain = embedded.styles() if style else embedded.objects()
         contexts = embedded.objects() if style else embedded.styles()
-        neighbours = without(domain, concept.target)
-        known = concept.preserve or neighbours
         harmless = domain if style else embedded.objects(violent=False)
-        return Surroundings(
-            contexts, tuple(dict.fromkeys((*known, *neighbours))), without(harmless, concept.target), True
-        )
+        neighbours = distinct((*concept.preserve, *apart(domain, target)))
+        return Surroundings(apart(contexts, target), neighbours, apart(harmless, target), True)
     profile = concept.profile
-    contexts = without(profile.contexts, concept.target)
-    neighbours = without(concept.preserve or profile.neighbours, concept.target)
+    neighbours = concept.preserve or apart(profile.neighbours, target)
     # A neighbour of the same domain is a better anchor than a neutral word, whose prior may hold the concept itself.
-    domain = neighbours if concept.kind in (Kind.STYLE, Kind.OBJECT) else ()
-    return Surroundings(contexts, neighbours, without((*domain, *profile.anchors), concept.target), False)
+    near = neighbours if concept.kind in (Kind.STYLE, Kind.OBJECT) else ()
+    anchors = apart(distinct((*near, *profile.anchors)), target)
+    return Surroundings(apart(profile.contexts, target), neighbours, anchors, False)
 
 
 def spread(names: Sequence[str], n: int) -> tuple[str, ...]:
@@ -97,7 +95,7 @@ def preserved_groups(model: Model, concepts: Sequence[Concept], n: int, part: in
     empty = (Prompt(tuple(model.token_ids("")), 1, 1),)
     if n == 0:
         return [empty]
-    erased = {c.target.casefold() for c in concepts}
+    erased = Lookup(c.target for c in concepts)
     groups: dict[Hashable, tuple[Prompt, ...]] = {}
     for concept in concepts:
         around = surroundings(model, concept)
@@ -107,9 +105,9 @@ def preserved_groups(model: Model, concepts: Sequence[Concept], n: int, part: in
             groups[alone] = _prompts(model, [(t, c, "") for c in contexts for t in ALONE])
         share = max(1, (n - len(groups[alone])) // max(1, len(around.neighbours)))
         half = _part(around.contexts, len(around.contexts) // 2, part)
-        for name in around.neighbours:
+        for name in apart(around.neighbours, erased, concept.preserve):
             key = (concept.kind, name, half, share)
-            if name.casefold() not in erased and key not in groups:
+            if key not in groups:
                 places = [
                     (t, name, c) for t in concept.profile.templates for c in (half if "{context}" in t else ("",))
                 ]

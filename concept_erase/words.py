@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from concept_erase.names import without
+
 Counted = Mapping[str, Any]
 
 # Whose pictures IRA is counted on, and what CRA looks for in them, by the kind that was erased.
@@ -84,8 +86,7 @@ def hurt_most(by_concept: Mapping[str, Mapping[str, Counted]], erased: Iterable[
         by_concept: Concept -> "before" and "after": how often it is recognised in pictures of it.
         erased: Names that do not count.
     """
-    gone = {name.casefold() for name in erased}
-    rest = {name: sides for name, sides in by_concept.items() if name.casefold() not in gone}
+    rest = {name: by_concept[name] for name in without(by_concept, *erased)}
     if not rest:
         return ""
 

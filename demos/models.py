@@ -17,6 +17,7 @@ from concept_erase import embedded
 from concept_erase.concepts import Kind, fill
 from concept_erase.errors import InputError, OutputError
 from concept_erase.files import atomic_write
+from concept_erase.names import holds
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -80,7 +81,7 @@ def sensitive_names() -> frozenset[str]:
 def is_sensitive(*texts: str) -> bool:
     """Whether a prompt or a name speaks of something whose picture is blurred."""
     words = " ".join(texts).casefold()
-    return any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", words) for name in sensitive_names())
+    return any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", words) or holds(words, name) for name in sensitive_names())
 
 
 class Generators:

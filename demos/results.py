@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from concept_erase import words as told
+from concept_erase.names import folded
 
 from .library import Item
 from .models import is_sensitive
@@ -34,7 +35,7 @@ def pairs_of(item: Item, *, most: int = 100, side: int = LARGE) -> list[Pair]:
         rows = json.loads((folder / "pictures.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
-    kinds = {str(c.get("target", "")).casefold(): str(c.get("kind", "")) for c in item.report.get("concepts", [])}
+    kinds = {folded(str(c.get("target", ""))): str(c.get("kind", "")) for c in item.report.get("concepts", [])}
     pairs = []
     listed = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     for row in sorted(listed, key=lambda row: not row.get("erased"))[:most]:
@@ -42,7 +43,7 @@ def pairs_of(item: Item, *, most: int = 100, side: int = LARGE) -> list[Pair]:
         if not all(file.is_file() for file in files):
             continue
         concept = str(row.get("concept", ""))
-        sensitive = kinds.get(concept.casefold()) == "violence" or is_sensitive(concept, str(row.get("prompt", "")))
+        sensitive = kinds.get(folded(concept)) == "violence" or is_sensitive(concept, str(row.get("prompt", "")))
         before, after = (file_data(file, side) for file in files)
         pairs.append(Pair(row, before, after, file_data(files[1], SMALL), sensitive))
     return pairs

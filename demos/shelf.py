@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from concept_erase import embedded
 from concept_erase.errors import InputError, OutputError
-from concept_erase.names import file_name
+from concept_erase.names import distinct, file_name, folded
 
 from .library import Item
 from .models import HUB_NAME, check_source
@@ -33,12 +34,12 @@ def compose(studio: Studio, keys: object) -> Item:
     if len({(a.family.name, a.base.get("hash")) for a in adapters}) > 1:
         listed = "; ".join(f"{item.title}: {item.base}" for item in chosen)
         raise InputError(f"these adapters are for different generators ({listed}); choose those of one.")
-    names = [name.casefold() for item in chosen for name in item.targets]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    targets = [name for item in chosen for name in item.targets]
+    count = Counter(folded(name) for name in targets)
+    if twice := [name for name in distinct(targets) if count[folded(name)] > 1]:
         raise InputError(
             f"{', '.join(twice)} would be erased twice over; choose adapters that erase different concepts."
         )
-    targets = [name for item in chosen for name in item.targets]
     folder = studio.root / "erasures" / file_name(targets, also=[a.digest for a in adapters])
     if not (folder / "report.json").is_file():
         titles = [item.title for item in chosen]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from concept_erase import typed
 from concept_erase.concepts import Kind, check_together
 from concept_erase.errors import InputError
 from concept_erase.names import file_name
@@ -115,7 +116,8 @@ class Studio:
         names = texts(targets, "what to forget", MOST_TARGETS)
         if not names:
             raise InputError("nothing to forget was named; pick or type at least one concept.")
-        kept = texts(preserve, "what must stay", MOST_PRESERVED)
+        names, _ = typed.names(names, "what to forget:")
+        kept, _ = typed.names(texts(preserve, "what must stay", MOST_PRESERVED), "what must stay:")
         anchor = anchor if isinstance(anchor, str) and anchor.strip() else None
         entries = [build(Entry, {"target": n, "kind": kind, "anchor": anchor, "preserve": kept}) for n in names]
         concepts, _ = check_together([entry.concept for entry in entries])
@@ -192,7 +194,8 @@ class Studio:
         ]  # fmt: skip
         if job.what == "erase":
             own = [f"--kind={a['kind']}", *([f"--anchor={a['anchor']}"] if a["anchor"] else [])]
-            return ["erase", *shared, *own, *(f"--preserve={p}" for p in a["preserve"]), "--", *a["targets"]]
+            own += [f"--preserve={typed.one(p)}" for p in a["preserve"]]
+            return ["erase", *shared, *own, "--", *map(typed.one, a["targets"])]
         return ["batch", *shared, "--", str(self.root / a["list"])]
 
     def finished(self, job: Job) -> bool:

@@ -172,12 +172,13 @@ def take_list(path: object, folder: Path) -> Path:
         InputError: not an upload, too large, an archive or pickle, or of an unknown kind.
     """
     file = own_file(path, folder, LIST_BYTES)
-    known = (".csv", ".tsv", ".txt", ".yaml", ".yml", ".jsonl", ".ndjson")
+    known = (".csv", ".xlsx", ".tsv", ".txt", ".yaml", ".yml", ".jsonl", ".ndjson")
     if file.suffix.lower() not in known:
         raise InputError(f"{file.name[:80]!r} is no list; upload one of {', '.join(known)}.")
     with file.open("rb") as opened:
         start = opened.read(4)
-    if start[:2] == b"\x80\x02" or start == b"PK\x03\x04" or start[:2] == b"\x1f\x8b":
+    packed = start == b"PK\x03\x04" and file.suffix.lower() != ".xlsx"  # the reader looks into an Excel table itself
+    if start[:2] == b"\x80\x02" or packed or start[:2] == b"\x1f\x8b":
         raise InputError(f"{file.name[:80]!r} is an archive or pickle, not a list; export it as CSV.")
     return file
 

@@ -66,7 +66,8 @@ def test_folders_devices_and_missing_files_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "told"),
     [("a.pt", "a pickle"), ("a.BIN", "a pickle"), ("a.pkl", "a pickle"), ("a.ckpt", "a pickle"),
-     ("a.zip", "an archive"), ("a.csv.gz", "an archive"), ("a.xlsx", "a spreadsheet's own format"),
+     ("a.zip", "an archive"), ("a.csv.gz", "an archive"), ("a.xls", "a spreadsheet's own format"),
+     ("a.ods", "a spreadsheet"), ("a.numbers", "a spreadsheet"), ("a.XLSM", "a spreadsheet"),
      ("a.safetensors", "weights")],
 )  # fmt: skip
 def test_a_suffix_can_be_enough_to_refuse(name, told, tmp_path):

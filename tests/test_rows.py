@@ -30,6 +30,47 @@ def test_text_has_one_name_a_line_and_comments():
     assert targets(found) == {3: "Van Gogh", 5: "C# in a name", 6: "-M-"}
 
 
+@pytest.mark.parametrize(
+    ("text", "names", "told"),
+    [
+        ("- Van Gogh\n- -M-\n- 2Pac\n", ["Van Gogh", "-M-", "2Pac"], "bullets (3 lines)"),
+        ("* Van Gogh\n•  Monet\n", ["Van Gogh", "Monet"], "bullets (2 lines)"),
+        ("1. Van Gogh\n2. 3 Doors Down\n10. 1. FC Köln\n", ["Van Gogh", "3 Doors Down", "1. FC Köln"], "numbers (3"),
+        ("1) Van Gogh\n(2) Monet\n3\tKlee\n", ["Van Gogh", "Monet", "Klee"], "numbers (3 lines)"),
+        ("- 1. a\n- 2. b\n", ["a", "b"], "bullets (2 lines), numbers (2 lines)"),
+        ("'Van Gogh'\n“Monet”\n«Klee»\n", ["Van Gogh", "Monet", "Klee"], "quotes (3 lines)"),
+        ('"Van Gogh",\n"Monet"\n', ["Van Gogh", "Monet"], "commas at the end (1 line), quotes (2 lines)"),
+        ('cat\n"Doe, John"\ndog\n', ["cat", "Doe, John", "dog"], "quotes (1 line)"),
+    ],
+)
+def test_what_a_list_has_around_its_names_is_taken_off_with_one_notice(text, names, told):
+    found = read_text(text)
+    assert list(targets(found).values()) == names
+    (notice,) = found.notices
+    assert notice.startswith(f"taken off around the names: {told}")
+    assert list(targets(read_csv(text.replace(",", ""))).values()) == [n.replace(",", "") for n in names]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["-M-\n2Pac\n3 Doors Down\n1. FC Köln\n", "1. FC Köln\n1. FC Nürnberg\n", "- x\ncat\ndog\n", '"Heroes"\ncat\ndog\n',
+     "1. FC Köln\n", '"Weird Al" Yankovic\n"A" and "B"\n', "100 Gecs\n50 Cent\n"],
+)  # fmt: skip
+def test_names_that_begin_so_by_themselves_stay(text):
+    found = read_text(text)
+    assert list(targets(found).values()) == text.splitlines()
+    assert found.notices == []
+
+
+@pytest.mark.parametrize(
+    "line", ["twemoji, noto, blob", "twemoji; noto; blob", "twemoji\tnoto\tblob", "twemoji|noto|blob"]
+)
+def test_a_line_of_several_names_is_a_problem_that_says_what_to_do(line):
+    found = read_text(f"cat\n{line}\ndog\n")
+    assert targets(found) == {1: "cat", 3: "dog"}
+    assert "holds 3 names ('twemoji', 'noto', 'blob'); write one name a line" in told(found)[2]
+
+
 # -- JSON ----------------------------------------------------------------------------------------------------------
 
 
@@ -135,11 +176,57 @@ def test_a_single_column_needs_no_header():
 
 
 @pytest.mark.parametrize(
+    ("heading", "kind"),
+    [
+        ("artist", "style"), ("Artists", "style"), ("ARTIST NAME", "style"), ("artist_name", "style"),
+        ("Künstler", "style"), ("作者", "style"), ("style", "style"), ("object", "object"), ("items", "object"),
+        ("celebrity", "identity"), ("person", "identity"), ("character", None), ("keyword", None), ("Brand", None),
+        ("franchise", None), ("nom", None), ("Title", None), ("concept name", None), ("label", None), ("IP", None),
+    ],
+)  # fmt: skip
+def test_headings_that_people_write_are_known_and_said(heading, kind):
+    found = read_csv(f"{heading}\nVan Gogh\n")
+    assert (targets(found), found.kind) == ({2: "Van Gogh"}, kind)
+    (notice,) = found.notices
+    assert notice.startswith(f"the first row is read as headings: {heading!r} as the targets")
+    assert (f"of kind {kind}" in notice) == (kind is not None)
+
+
+def test_a_heading_that_may_be_a_name_says_how_to_keep_it():
+    assert "If 'person' is a name itself, put a row 'target' above it." in read_csv("person\ncar\n").notices[0]
+    assert targets(read_csv("target\nperson\ncar\n")) == {2: "person", 3: "car"}
+    assert not is_table("person\ncar\n")
+    assert is_table("artist\nMonet\n")
+
+
+def test_other_columns_have_names_of_their_own_too():
+    found = read_csv("Artist;replaced by;keep;category;kind\nMonet;art;Klee;French;style\n")
+    assert found.rows == [
+        (2, {"target": "Monet", "anchor": "art", "preserve": "Klee", "tags": "French", "kind": "style"})
+    ]
+    assert found.kind is None
+    assert found.notices == [
+        "the first row is read as headings: 'Artist' as the targets; 'replaced by' as anchor; 'keep' as preserve; "
+        "'category' as tags."
+    ]
+
+
+def test_of_two_columns_of_one_field_the_better_known_is_used():
+    found = read_csv("title,artist,tags,group\nSunflowers,Van Gogh,Dutch,x\n")
+    assert found.rows == [(2, {"target": "Van Gogh", "tags": "Dutch"})]
+    assert found.notices[:2] == [
+        "column 'title' is not used; the targets are taken from 'artist'.",
+        "column 'group' is not used; the tags are taken from 'tags'.",
+    ]
+    assert read_csv("name,style\ncat,blue\n").rows == [(2, {"target": "cat"})]
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         (
-            "artist,kind\nVan Gogh,style\n",
-            "no column is called 'target', 'concept' or 'name'; the first row has 'artist'",
+            "wer,kind\nVan Gogh,style\n",
+            "no column is called 'target', 'concept' or 'name'; the first row has 'wer'",
         ),
         ("target,kind,Kind\na,b,c\n", "two columns hold 'kind'"),
         ("target,target\na,b\n", "two columns hold 'target'"),

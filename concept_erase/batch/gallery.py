@@ -20,6 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from concept_erase import words
+from concept_erase.names import folded
 from concept_erase.statistics import rate
 
 Entry = Mapping[str, Any]
@@ -46,7 +47,7 @@ def page(index: Mapping[str, Any]) -> str:
     made = [_card(entry, entry["kind"]) for entry in entries if entry["state"] == "done"]
     failed = [_failure(entry, f"row {entry['row']}", entry["target"]) for entry in entries if entry["state"] != "done"]
     failed += [_failure(one, "joint", _joint_name(one)) for one in joint if one["state"] != "done"]
-    kinds = {entry["target"].casefold(): entry["kind"] for entry in entries}
+    kinds = {folded(entry["target"]): entry["kind"] for entry in entries}
     together = [_joint_card(one, kinds) for one in joint if one["state"] == "done"]
     style, script = _asset("gallery.css"), _asset("gallery.js")
     common = _common([*made, *together], "not_scored")
@@ -113,9 +114,9 @@ def _card(entry: Entry, kind: str) -> dict[str, Any]:
 
 def _joint_card(one: Entry, kinds: Mapping[str, str]) -> dict[str, Any]:
     members = one.get("members") or []
-    of = {kinds.get(member.casefold(), "") for member in members}
+    of = {kinds.get(folded(member), "") for member in members}
     card = _card({**one, "tags": []}, of.pop() if len(of) == 1 else "")
-    card["hidden"] = any(kinds.get(member.casefold()) == "violence" for member in members)
+    card["hidden"] = any(kinds.get(folded(member)) == "violence" for member in members)
     return {**card, "tag": one["tag"], "members": members[:SHOWN_MEMBERS], "more": members[SHOWN_MEMBERS:]}
 
 

@@ -45,7 +45,7 @@ from concept_erase.generate import Sampling
 from concept_erase.lists import Listing
 from concept_erase.methods import Additive, make
 from concept_erase.model import Model, files_digest, open_model
-from concept_erase.names import file_name
+from concept_erase.names import Lookup, file_name
 from concept_erase.schema import JOINT_OF_ALL, Job
 from concept_erase.surroundings import surroundings
 
@@ -339,15 +339,14 @@ def _refuse_what_does_not_fit(model: Model, listing: Listing) -> None:
 
 def _taken(model: Model, listing: Listing) -> dict[Kind, tuple[str, ...]]:
     """By kind, the targets that a candidate for an anchor contains: all that a unit needs to know of the others."""
-    names = sorted({entry.target for entry in listing.entries})
+    names = Lookup(sorted(entry.target for entry in listing.entries))
     taken = {}
     for kind in {entry.kind for entry in listing.entries}:
         pool: set[str] = set()
         for entry in listing.entries:
             if entry.kind is kind:
                 pool |= set(surroundings(model, entry.concept).anchors)
-        text = "\n".join(sorted(pool)).casefold()
-        taken[kind] = tuple(name for name in names if name.casefold() in text)
+        taken[kind] = tuple(sorted({held for candidate in pool for held in names.within(candidate)}))
     return taken
 
 

@@ -55,11 +55,14 @@ def batch(
         Path,
         typer.Argument(
             metavar="LIST",
-            help="CSV, YAML, JSON lines or plain text; columns target, kind, anchor, preserve, method, tags.",
+            help="CSV, Excel (.xlsx), YAML, JSON lines or text; columns target, kind, anchor, preserve, method, tags.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for all results; an earlier run is gone on with.")],
-    kind: Annotated[Kind, typer.Option(help="Kind of the rows that name none.")] = Kind.STYLE,
+    kind: Annotated[
+        Kind | None,
+        typer.Option(help="Kind of the rows that name none; as the heading says, else style, if not given."),
+    ] = None,
     anchor: Annotated[
         str | None, typer.Option(help="What rows that name no anchor become; chosen for each if not given.")
     ] = None,
@@ -95,7 +98,7 @@ def batch(
     from concept_erase.lists import read_list
     from concept_erase.schema import Job, build
 
-    listing = read_list(file, defaults={"kind": kind, **({"anchor": anchor} if anchor is not None else {})})
+    listing = read_list(file, defaults={"kind": kind, "anchor": anchor})
     values = {
         "model": model, "method": method, "settings": settings_from(setting), "pictures": n, "scorer": scorer,
         "steps": steps, "guidance": guidance, "half": half, "joint": joint, "strict": strict,
@@ -192,7 +195,10 @@ def _show_list(file: Path, listing: Listing, rows: bool) -> None:
         say(notice)
     if len(listing.notices) > SHOWN:
         say(f"and {len(listing.notices) - SHOWN:,} more notices")
-    say(f"{file}: {len(listing.entries):,} concepts, {len(listing.problems):,} problems")
+    merged = f", {len(listing.merged):,} rows merged into them" if listing.merged else ""
+    failed = len({problem.row for problem in listing.problems})
+    rows_of = f" in {failed:,} rows" if failed else ""
+    say(f"{file}: {len(listing.entries):,} concepts{merged}, {len(listing.problems):,} problems{rows_of}")
 
 
 def _show_plan(plan: Estimate, job: Job, workers: int) -> None:

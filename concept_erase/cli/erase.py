@@ -33,7 +33,11 @@ if TYPE_CHECKING:
 
 def erase(
     targets: Annotated[
-        list[str], typer.Argument(metavar="TARGET...", help="What to forget; several are solved jointly.")
+        list[str],
+        typer.Argument(
+            metavar="TARGET...",
+            help="What to forget; several are solved jointly. Put a name of several words in quotes.",
+        ),
     ],
     kind: Annotated[
         Kind, typer.Option(help="What sort of thing it is; picks prompts and default anchors.")
@@ -62,15 +66,20 @@ def erase(
     bar: ProgressOption = ProgressMode.AUTO,
 ) -> None:
     """Erase TARGET from a generator; leaves adapter files, scores and a before/after picture in a folder."""
+    from concept_erase import typed
     from concept_erase.schema import Entry, build
 
-    common = {"kind": kind, "anchor": anchor, "preserve": list(preserve or ())}
-    concepts = [build(Entry, {"target": target, **common}).concept for target in targets]
+    to_stdout = report is not None and str(report) == "-"
+    named, notices = typed.names(targets, "TARGET", shell=True)
+    kept, _ = typed.names(preserve or (), "--preserve", shell=True)
+    common = {"kind": kind, "anchor": anchor, "preserve": kept}
+    concepts = [build(Entry, {"target": target, **common}).concept for target in named]
     settings = settings_from(setting)
     from concept_erase import methods
 
     methods.require(method)
-    to_stdout = report is not None and str(report) == "-"
+    for notice in () if to_stdout else notices:
+        say(notice)
     with telling(quiet=to_stdout) as progress:
         import torch
 

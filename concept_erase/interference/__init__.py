@@ -13,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 
 from concept_erase.adapter import Adapter
-from concept_erase.concepts import Concept, Kind
+from concept_erase.concepts import Concept, Kind, kept_though
 from concept_erase.errors import InputError
 from concept_erase.interference.bundle import Bundle, parts
 from concept_erase.interference.heatmap import draw as draw
 from concept_erase.interference.movement import Columns, Movement, few_slots
 from concept_erase.methods import Progress
 from concept_erase.model import Model, Source, open_model
-from concept_erase.names import normalise
+from concept_erase.names import Lookup, apart, distinct, folded, normalise, without
 from concept_erase.streams import read
 from concept_erase.surroundings import spread, surroundings
 
@@ -148,7 +148,7 @@ def interference(
 
     targets = bundle.targets()
     stay = _preserved(model, targets, preserved, bundle.notices)
-    names = {c.target.casefold() for c in targets}
+    names = Lookup(c.target for c in targets)
     pairs = []
     for concept in (*targets, *stay):
         filled = few_slots(model, concept, number, names)
@@ -170,8 +170,8 @@ def interference(
     together = movement.of(*parts(model, bundle.total.changes())) / ways if len(moved) > 1 else moved[0]
     own = np.zeros(moved.shape, bool)
     for k, member in enumerate(bundle.kept):
-        mine = {c.target.casefold() for c in member.concepts}
-        own[k, : len(targets)] = [c.target.casefold() in mine for c in targets]
+        mine = Lookup(c.target for c in member.concepts)
+        own[k, : len(targets)] = [c.target in mine for c in targets]
     return Interference(
         _distinct(
             [(m.title, f"{m.title} ({m.method})", f"{m.title} ({m.method}, {m.digest[:8]})") for m in bundle.kept]
@@ -194,21 +194,25 @@ def _preserved(
     model: Model, targets: Sequence[Concept], wanted: Sequence[str | Concept] | None, notices: list[str]
 ) -> list[Concept]:
     """What must stay, each with the kind that picks its prompts; nothing that an adapter erases."""
-    erased = {c.target.casefold() for c in targets}
+    erased = Lookup(c.target for c in targets)
     if wanted is not None:
         usual = Counter(c.kind for c in targets)
         kind = max(Kind, key=lambda k: usual[k])
         given = [c if isinstance(c, Concept) else Concept(normalise(c, "preserve"), kind) for c in wanted]
-        clash = [c.target for c in given if c.target.casefold() in erased]
+        clash = [c.target for c in given if c.target in erased]
         if clash:
-            notices.append(f"erased by an adapter, so not among what must stay: {', '.join(dict.fromkeys(clash))}.")
-        found = {c.target.casefold(): Concept(c.target, c.kind) for c in reversed(given)}
-        return [c for name, c in reversed(found.items()) if name not in erased]
+            notices.append(f"erased by an adapter, so not among what must stay: {', '.join(distinct(clash))}.")
+        by_name = {folded(c.target): Concept(c.target, c.kind) for c in reversed(given)}
+        stay = without(distinct(c.target for c in given), *erased.names)
+        notices += kept_though(stay, erased)
+        return [by_name[folded(name)] for name in stay]
 
     def listed(pairs: Iterable[tuple[Kind, str]]) -> dict[str, Concept]:
-        named = {name.casefold(): Concept(name, kind) for kind, name in sorted(pairs, reverse=True)}
-        return {n: c for n, c in sorted(named.items(), key=lambda item: (item[1].kind, item[0])) if n not in erased}
+        named = {folded(name): Concept(name, kind) for kind, name in sorted(pairs, reverse=True)}
+        kept = {folded(name) for name in apart((c.target for c in named.values()), erased, preserved)}
+        return {n: c for n, c in sorted(named.items(), key=lambda item: (item[1].kind, item[0])) if n in kept}
 
+    preserved = [p for c in targets for p in c.preserve]
     said = listed((c.kind, p) for c in targets for p in c.preserve)
     chosen = [said[name] for name in spread(list(said), KEPT)]
     # One target of a kind speaks for all of it: the neighbours of the kind, less that target.
@@ -225,8 +229,8 @@ def _distinct(candidates: Sequence[Sequence[str]]) -> tuple[str, ...]:
     """Of each list of ever longer names the first that nothing else has."""
     names = [c[0] for c in candidates]
     for level in range(1, max(len(c) for c in candidates)):
-        count = Counter(name.casefold() for name in names)
-        names = [c[level] if count[n.casefold()] > 1 else n for n, c in zip(names, candidates, strict=True)]
+        count = Counter(folded(name) for name in names)
+        names = [c[level] if count[folded(n)] > 1 else n for n, c in zip(names, candidates, strict=True)]
     return tuple(names)
 
 

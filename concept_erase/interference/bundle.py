@@ -18,6 +18,7 @@ from concept_erase.layers import canonical_to_live, linear
 from concept_erase.lowrank import LowRank
 from concept_erase.methods import Progress
 from concept_erase.model import Model
+from concept_erase.names import folded
 
 HELD = 2**29  # bytes of reduced adapters that are kept between reading and measuring; others are read again
 ROWS = 512  # of factors that are multiplied at once
@@ -88,7 +89,7 @@ class Bundle:
         found: dict[tuple[str, str, str], Concept] = {}
         for member in self.kept:
             for c in member.concepts:
-                key = (c.target.casefold(), (c.anchor or "").casefold(), c.kind.value)
+                key = (folded(c.target), folded(c.anchor or ""), c.kind.value)
                 merged = found.get(key, Concept(c.target, c.kind, c.anchor))
                 found[key] = Concept(merged.target, c.kind, merged.anchor, (*merged.preserve, *c.preserve))
         return list(found.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +15,7 @@ from concept_erase.concepts import Concept
 from concept_erase.layers import canonical_to_live, linear
 from concept_erase.lowrank import LowRank, concatenate
 from concept_erase.model import Model
+from concept_erase.names import Lookup, apart
 from concept_erase.streams import Prompt, Tokens, aligned
 from concept_erase.surroundings import spread, surroundings
 
@@ -24,16 +25,18 @@ NOISE = 1e-12  # squared directions below this share of the largest are rounding
 Tell = Callable[[int, int], None]  # (done, total)
 
 
-def few_slots(model: Model, concept: Concept, prompts: int, avoid: Collection[str] = ()) -> list[tuple[str, str]]:
+def few_slots(
+    model: Model, concept: Concept, prompts: int, avoid: Iterable[str] | Lookup = ()
+) -> list[tuple[str, str]]:
     """(template, context) of at most `prompts` prompts: the kind's templates in turn, each with another context.
 
     Args:
-        avoid: Casefolded names that are no contexts: a prompt that holds an erased concept moves on its account.
+        avoid: Names that no context is or contains: a prompt that holds an erased concept moves on its account.
     """
     templates: Sequence[str] = concept.profile.templates
     contexts: Sequence[str] = ()
     if any("{context}" in template for template in templates[:prompts]):
-        contexts = [c for c in surroundings(model, concept).contexts if c.casefold() not in avoid]
+        contexts = apart(surroundings(model, concept).contexts, avoid)
         if not contexts:
             templates = [t for t in templates if "{context}" not in t]
     names = spread(contexts, prompts)

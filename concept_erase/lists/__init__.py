@@ -12,15 +12,18 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from concept_erase.concepts import same
+from concept_erase.concepts import containing
 from concept_erase.errors import InputError
 from concept_erase.files import atomic_write
 from concept_erase.lists.cells import escaped as escaped
 from concept_erase.lists.cells import is_formula
 from concept_erase.lists.documents import read_yaml
+from concept_erase.lists.headings import COUNTERS, KINDS, NAMES, column
 from concept_erase.lists.intake import decode, read_bytes, refuse_suffix
-from concept_erase.lists.rows import COUNTERS, NAMES, Problem, Rows, column, read_json, read_jsonl, read_text
+from concept_erase.lists.rows import Problem, Rows, read_json, read_jsonl, read_text
+from concept_erase.lists.sheets import read_xlsx
 from concept_erase.lists.tables import is_table, read_csv
+from concept_erase.names import Lookup, folded, same_name, several
 from concept_erase.schema import Entry, build, explain
 
 SHOWN = 20  # problems or names in one message
@@ -42,6 +45,8 @@ class Listing:
         entries: What can be erased, duplicates merged, in the order of the list.
         rows: The row of each entry: the number that a spreadsheet or editor shows.
         problems: What is wrong with which row, by row; such rows are not among the entries.
+        merged: Rows that repeat an entry and were merged into it. Each row of the file is in `rows`, here, or among the
+            problems.
         notices: What was decided on the way; those that begin with "warning:" are errors to a strict job.
     """
 
@@ -49,10 +54,11 @@ class Listing:
     rows: tuple[int, ...]
     problems: tuple[Problem, ...]
     notices: tuple[str, ...]
+    merged: tuple[int, ...] = ()
 
 
 def read_list(path: Path | str, *, defaults: Mapping[str, Any] | None = None) -> Listing:
-    """A list from a CSV, YAML, JSON, JSON lines or text file (by suffix, else by content).
+    """A list from a CSV, Excel (.xlsx), YAML, JSON, JSON lines or text file (by suffix, else by content).
 
     Args:
         defaults: Fields for rows that lack them; the file's own defaults go before them.
@@ -65,21 +71,28 @@ def read_list(path: Path | str, *, defaults: Mapping[str, Any] | None = None) ->
 def parse_list(data: bytes, name: str, *, defaults: Mapping[str, Any] | None = None) -> Listing:
     """A list from the bytes of a file called `name`, or from a text that was typed in; see `read_list`."""
     refuse_suffix(name)
-    text, guessed = decode(data, name, windows=reader_for(name, data.decode("latin-1")) in (read_csv, read_text))
-    found = reader_for(name, text)(text)
+    found, guessed = _read(data, name)
     common = {**_fields(defaults or {}), **_fields(found.defaults)}
     _check_defaults(common)
     problems = list(found.problems)
     entries = _entries(found, common, problems)
-    entries, notices = check_list(entries, problems)
+    entries, merged, notices = check_list(entries, problems)
     problems.sort(key=lambda problem: problem.row)
     if not entries:
         reasons = "\n".join(f"  {problem}" for problem in problems[:SHOWN])
         more = f"\n  and {len(problems) - SHOWN:,} more" if len(problems) > SHOWN else ""
         held = f"holds no row that can be used:\n{reasons}{more}" if problems else "holds no row; name a concept"
         raise InputError(f"{name} {held}" if problems else f"{name} {held}.")
-    heard = (*([guessed] if guessed else []), *found.notices, *notices)
-    return Listing(tuple(e for _, e in entries), tuple(row for row, _ in entries), tuple(problems), heard)
+    heard = (*([guessed] if guessed else []), *found.notices, *_commas(entries), *notices)
+    return Listing(tuple(e for _, e in entries), tuple(r for r, _ in entries), tuple(problems), heard, merged)
+
+
+def _read(data: bytes, name: str) -> tuple[Rows, str | None]:
+    """Rows of a file, and a notice where its encoding had to be guessed."""
+    if Path(name).suffix.lower() == ".xlsx":
+        return read_xlsx(data, name), None
+    text, guessed = decode(data, name, windows=reader_for(name, data.decode("latin-1")) in (read_csv, read_text))
+    return reader_for(name, text)(text), guessed
 
 
 def reader_for(name: str, text: str) -> Callable[[str], Rows]:
@@ -104,7 +117,8 @@ def _entries(found: Rows, common: Mapping[str, Any], problems: list[Problem]) ->
     for row, values in found.rows:
         try:
             given = _fields(values if isinstance(values, Mapping) else {"target": values})
-            entry = Entry.model_validate({**common, **given})
+            spoken = found.kind or _kind_of(values)
+            entry = Entry.model_validate({**({"kind": spoken} if spoken else {}), **common, **given})
         except ValidationError as error:
             problems += [Problem(row, field, message) for field, message in explain(Entry, error)]
             continue
@@ -130,6 +144,26 @@ def _fields(values: Mapping[str, Any]) -> dict[str, Any]:
         if field == "target" or not (value is None or (isinstance(value, str) and not value.strip())):
             fields[field] = value
     return fields
+
+
+def _kind_of(values: Any) -> str | None:
+    """The kind that the key of the target speaks of: {"artist": "Monet"}."""
+    keys = [column(str(key)) for key in values] if isinstance(values, Mapping) else []
+    return next((KINDS[key].value for key in keys if key in KINDS), None)
+
+
+def _commas(entries: Numbered) -> list[str]:
+    """A notice of names that might be several; in a text list they are problems already."""
+    targets = [f"{e.target!r} (row {row})" for row, e in entries if len(several(e.target)) > 1]
+    kept = [
+        f"{e.preserve[0]!r} (row {row})" for row, e in entries if len(e.preserve) == 1 < len(several(e.preserve[0]))
+    ]
+    notices = []
+    if targets:
+        notices.append(f"taken as one name each: {_listed(targets)}; write one name a row if they are several.")
+    if kept:
+        notices.append(f"preserved as one name each: {_listed(kept)}; put ';' between names if they are several.")
+    return notices
 
 
 def _check_defaults(common: Mapping[str, Any]) -> None:
@@ -160,49 +194,63 @@ def _broken_lines(row: int, given: Mapping[str, Any]) -> list[Problem]:
 # -- the list as a whole -------------------------------------------------------------------------------------------
 
 
-def check_list(entries: Numbered, problems: list[Problem]) -> tuple[Numbered, list[str]]:
+@dataclass
+class _Group:
+    """An entry with all rows that were merged into it; the first is its own."""
+
+    entry: Entry
+    rows: list[int]
+
+    def problems(self, field: str, told: str) -> list[Problem]:
+        """The same for each row, so that none falls away unnamed."""
+        together = f" Rows {_listed(self.rows)} are one entry; none of them is used." if self.rows[1:] else ""
+        return [Problem(row, field, told + together) for row in self.rows]
+
+
+def check_list(entries: Numbered, problems: list[Problem]) -> tuple[Numbered, tuple[int, ...], list[str]]:
     """Duplicates merged, contradictions between rows found.
 
     Args:
         entries: Row number and entry.
         problems: Is added to.
     Returns:
-        The entries that can be erased, and notices.
+        The entries that can be erased, the rows that were merged into them, and notices.
     """
-    entries, notices = _merged(entries, problems)
-    erased = {entry.target.casefold(): row for row, entry in reversed(entries)}
+    groups = _merged(entries, problems)
+    erased = Lookup(group.entry.target for group in groups)
+    at = {folded(group.entry.target): group.rows[0] for group in reversed(groups)}
     usable = []
-    for row, entry in entries:
-        pairs = [f"{p!r} is preserved here and erased in row {erased[p.casefold()]}" for p in entry.preserve
-                 if p.casefold() in erased]  # fmt: skip
+    for group in groups:
+        entry = group.entry
+        pairs = [f"{p!r} is preserved here and erased in row {at[folded(p)]}" for p in entry.preserve if p in erased]
         if pairs:
-            told = f"{_listed(pairs, '; ')}; take each out of one of the two."
-            problems.append(Problem(row, "preserve", told))
-        chained = erased.get(entry.anchor.casefold()) if entry.anchor else None
-        if chained:
-            told = f"the anchor {entry.anchor!r} is itself erased in row {chained}; name another anchor."
-            problems.append(Problem(row, "anchor", told))
+            problems += group.problems("preserve", f"{_listed(pairs, '; ')}; take each out of one of the two.")
+        chained = entry.anchor is not None and entry.anchor in erased
+        if entry.anchor and chained:
+            told = f"the anchor {entry.anchor!r} is itself erased in row {at[folded(entry.anchor)]}"
+            problems += group.problems("anchor", f"{told}; name another anchor.")
         if not pairs and not chained:
-            usable.append((row, entry))
-    return usable, notices + _anchors_that_contain(usable)
+            usable.append(group)
+    found = [(group.rows[0], group.entry) for group in usable]
+    merged = tuple(sorted(row for group in usable for row in group.rows[1:]))
+    return found, merged, _told_of_merged(usable, dict(entries)) + _contained(found)
 
 
-def _merged(entries: Numbered, problems: list[Problem]) -> tuple[Numbered, list[str]]:
+def _merged(entries: Numbered, problems: list[Problem]) -> list[_Group]:
     """One entry for each kind and name; rows that contradict an earlier one become problems."""
-    merged: dict[tuple[str, str], tuple[int, Entry]] = {}
-    repeats: dict[tuple[str, str], list[int]] = {}
+    groups: dict[tuple[str, str], _Group] = {}
     for row, entry in entries:
-        key = (entry.kind.value, entry.target.casefold())
-        if key not in merged:
-            merged[key] = (row, entry)
+        key = (entry.kind.value, folded(entry.target))
+        if key not in groups:
+            groups[key] = _Group(entry, [row])
             continue
-        first_row, first = merged[key]
+        group, first = groups[key], groups[key].entry
         clashes = [
-            Problem(row, field, f"{entry.target!r} has the {field} {mine!r} here and {theirs!r} in row {first_row}; "
-                    "keep one.")
+            Problem(row, field, f"{entry.target!r} has the {field} {mine!r} here and {theirs!r} in row "
+                    f"{group.rows[0]}; keep one.")
             for field, mine, theirs in (
                 ("anchor", entry.anchor, first.anchor), ("method", entry.method, first.method))
-            if mine and theirs and not same(mine, theirs)
+            if mine and theirs and not same_name(mine, theirs)
         ]  # fmt: skip
         problems += clashes
         if clashes:
@@ -210,40 +258,54 @@ def _merged(entries: Numbered, problems: list[Problem]) -> tuple[Numbered, list[
         both = {"preserve": first.preserve + entry.preserve, "tags": first.tags + entry.tags}
         either = {"anchor": first.anchor or entry.anchor, "method": first.method or entry.method}
         try:
-            merged[key] = (first_row, build(Entry, {**first.model_dump(), **both, **either}))
+            group.entry = build(Entry, {**first.model_dump(), **both, **either})
         except InputError as error:
-            problems.append(Problem(row, "row", f"{entry.target!r} cannot be merged with row {first_row}: {error}"))
+            problems.append(Problem(row, "row", f"{entry.target!r} cannot be merged with row {group.rows[0]}: {error}"))
             continue
-        repeats.setdefault(key, [first_row]).append(row)
-    told = [
-        f"{merged[key][1].target!r} is listed {len(rows):,} times (rows {_listed(rows)}); merged."
-        for key, rows in repeats.items()
-    ]
+        group.rows.append(row)
+    return list(groups.values())
+
+
+def _told_of_merged(groups: Sequence[_Group], written: Mapping[int, Entry]) -> list[str]:
+    """A notice for each entry that several rows name."""
+    told = []
+    for group in groups:
+        if not group.rows[1:]:
+            continue
+        name = group.entry.target
+        other = dict.fromkeys(w for row in group.rows if (w := written[row].target).casefold() != name.casefold())
+        ways = f", also as {_listed([repr(w) for w in other])}: {name!r} is what is erased" if other else ""
+        told.append(f"{name!r} is listed {len(group.rows):,} times (rows {_listed(group.rows)}){ways}; merged.")
     if len(told) > 5 * SHOWN:
         told = [*told[: 5 * SHOWN], f"{len(told) - 5 * SHOWN:,} more concepts are listed more than once; merged."]
-    return list(merged.values()), told
+    return told
 
 
-def _anchors_that_contain(entries: Numbered) -> list[str]:
-    """A warning for each anchor that contains another erased concept: it might bring back what it should replace."""
-    erased = {entry.target.casefold(): (row, entry.target) for row, entry in reversed(entries)}
+def _contained(entries: Numbered) -> list[str]:
+    """A warning for each anchor that contains another erased concept: it might bring back what it should replace.
+
+    And a notice of what the user preserves although it contains an erased concept.
+    """
+    erased = Lookup(entry.target for _, entry in entries)
+    at = {folded(entry.target): row for row, entry in reversed(entries)}
     users: dict[str, list[tuple[int, Entry]]] = {}
     for row, entry in entries:
         if entry.anchor:
-            users.setdefault(entry.anchor.casefold(), []).append((row, entry))
-    lengths = {len(target) for target in erased}
-    if sum(len(anchor) for anchor in users) * len(lengths) > MOST_COMPARISONS:
+            users.setdefault(folded(entry.anchor), []).append((row, entry))
+    words = sum(1 + name.count(" ") for name in users) + sum(1 + p.count(" ") for _, e in entries for p in e.preserve)
+    if words * len(erased.lengths) > MOST_COMPARISONS:
         return ["the list has too many anchors to check whether one of them contains an erased concept."]
     notices = []
     for anchor, rows in users.items():
-        # Parts of each length that a target has, looked up: as exact as comparing all pairs, and quick for thousands.
-        parts = {anchor[i : i + n] for n in lengths for i in range(len(anchor) - n + 1)}
-        for part in sorted(parts & erased.keys()):
-            erased_row, target = erased[part]
-            others = [f"{entry.target!r} (row {row})" for row, entry in rows if entry.target.casefold() != part]
+        for target in sorted(erased.within(anchor)):
+            others = [f"{e.target!r} (row {row})" for row, e in rows if not same_name(e.target, target)]
             if others:
                 told = f"the anchor {rows[0][1].anchor!r} of {_listed(others)} contains {target!r}"
-                notices.append(f"warning: {told}, erased in row {erased_row}.")
+                notices.append(f"warning: {told}, erased in row {at[folded(target)]}.")
+    for row, entry in entries:
+        notices += [f"row {row}: {told}" for told in containing(entry.concept, erased)]
+    if len(notices) > 5 * SHOWN:
+        notices = [*notices[: 5 * SHOWN], f"and {len(notices) - 5 * SHOWN:,} more names that contain an erased one."]
     return notices
 
 

@@ -13,17 +13,17 @@ from pathlib import Path
 from concept_erase.errors import InputError
 
 LARGEST = 16 * 2**20  # bytes; the largest lists in use have tens of kilobytes
-REMEDY = "pass a list as CSV, YAML, JSON lines or plain text"
+REMEDY = "pass a list as CSV, Excel (.xlsx), YAML, JSON lines or plain text"
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|data:", re.IGNORECASE)  # one slash: Path() joins the two of a URL
 _REFUSED = {
     "a pickle, which can run code": (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill"),
     "an archive": (".zip", ".gz", ".tgz", ".tar", ".7z", ".rar", ".xz", ".bz2", ".zst"),
-    "a spreadsheet's own format": (".xlsx", ".xls", ".xlsm", ".ods", ".numbers"),
+    "a spreadsheet's own format": (".xls", ".xlsm", ".xlsb", ".xltx", ".ods", ".fods", ".numbers"),
     "a file of weights or arrays": (".safetensors", ".npy", ".npz", ".onnx", ".h5", ".gguf"),
 }
 _MAGIC = {
-    b"PK\x03\x04": "an archive or a spreadsheet's own format",
+    b"PK\x03\x04": "an archive or a spreadsheet's own format (an Excel table ends in .xlsx)",
     b"PK\x05\x06": "an archive",
     b"\x1f\x8b": "an archive",
     b"7z\xbc\xaf\x27\x1c": "an archive",

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from concept_erase.errors import InputError
 from concept_erase.lists.cells import unescaped
+from concept_erase.names import several
 
 MOST_ROWS = 100_000
 
-# What a column or key may be called; of several names of the target the first one that is there counts.
-NAMES = {
-    "target": "target", "concept": "target", "name": "target", "kind": "kind", "anchor": "anchor",
-    "preserve": "preserve", "method": "method", "tags": "tags", "tag": "tags",
-}  # fmt: skip
-COUNTERS = ("id", "#")  # ignored without a word
+_BULLET = re.compile(r"^[-*+•·‣▪◦●–—]\s+(?=\S)")
+_NUMBER = re.compile(r"^\(?(\d{1,6})(?:[.):]\)?\s+|\)|\t)\s*(?=\S)")
+_END = re.compile(r"(?<=[^\s,;])[\s,;]*[,;]$")
+_QUOTES = ('""', "''", "“”", "‘’", "„“", "„”", "«»", "‹›", "「」", "『』", "``")
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,14 @@ class Rows:
         problems: Rows that could not be read.
         notices: For the user.
         defaults: Fields for every row that lacks them.
+        kind: What the heading of the targets speaks of; for rows of which nothing else says the kind.
     """
 
     rows: list[tuple[int, Any]] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     defaults: dict[str, Any] = field(default_factory=dict)
+    kind: str | None = None
 
     def add(self, row: int, values: Any) -> None:
         """A row more.
@@ -66,19 +69,71 @@ class Rows:
             raise InputError(f"the list has more than {MOST_ROWS:,} rows; split it.")
 
 
-def column(name: str) -> str:
-    """A column or key as it is compared: without case, spaces and marks around it."""
-    return unescaped(name).strip(" \t\ufeff*:").casefold()
-
-
 def read_text(text: str) -> Rows:
-    """One name a line; lines that begin with # are comments."""
+    """One name a line; lines that begin with # are comments.
+
+    Bullets, numbers and quotes are taken off where the list as a whole has them. A line of several names is a problem.
+    """
     found = Rows()
-    for row, line in enumerate(text.split("\n"), 1):
-        name = unescaped(line.strip(" \t"))
-        if name and not name.startswith("#"):
-            found.add(row, name)
+    lines = ((row, line.strip(" ")) for row, line in enumerate(text.split("\n"), 1))
+    written = [(row, line) for row, line in lines if line.strip() and not line.strip().startswith("#")]
+    for row, line, quoted_name in bare(written, found.notices):
+        names = [line] if quoted_name else several(line)
+        if len(names) > 1:
+            told = f"the line {line[:80]!r} holds {len(names):,} names ({quoted(names)}); write one name a line"
+            found.fail(row, f'{told}, or a name that holds such a mark in double quotes: "{line[:80]}".')
+        else:
+            found.add(row, unescaped(line))
     return found
+
+
+def bare(lines: list[tuple[int, str]], notices: list[str]) -> list[tuple[int, str, bool]]:
+    """Names without what a list has around them: bullets, numbers, quotes, a comma at the end.
+
+    A name may begin with a number or a dash ("3 Doors Down", "-M-", "1. FC Köln"), so these go only where most lines
+    have them, and numbers only where they count up. Quotes also go from a line that holds a comma: that is how a name
+    with a comma is written.
+
+    Args:
+        notices: Is added to.
+    Returns:
+        Row, name, and whether it was in quotes.
+    """
+    most = max(2, len(lines) // 2 + 1)
+    taken: dict[str, int] = {}
+
+    def off(what: str, before: str, after: str) -> str:
+        taken[what] = taken.get(what, 0) + (before != after)
+        return after
+
+    def rid(what: str, sign: re.Pattern[str], rest: list[tuple[int, str]]) -> list[tuple[int, str]]:
+        return [(row, off(what, line, sign.sub("", line, count=1))) for row, line in rest]
+
+    rest = lines
+    if sum(bool(_BULLET.match(line)) for _, line in rest) >= most:
+        rest = rid("bullets", _BULLET, rest)
+    numbers = [int(match[1]) for _, line in rest if (match := _NUMBER.match(line))]
+    if len(numbers) >= most and all(a < b for a, b in pairwise(numbers)):
+        rest = rid("numbers", _NUMBER, rest)
+    rest = rid("commas at the end", _END, [(row, line.strip()) for row, line in rest])
+    found = []
+    quotes = sum(_unquoted(line) != line for _, line in rest) >= most
+    for row, line in rest:
+        inner = _unquoted(line)
+        if inner != line and (quotes or len(several(line)) > 1):
+            found.append((row, off("quotes", line, inner), True))
+        else:
+            found.append((row, line, False))
+    if gone := [f"{what} ({n:,} lines)" if n > 1 else f"{what} (1 line)" for what, n in taken.items() if n]:
+        notices.append(f"taken off around the names: {', '.join(gone)}.")
+    return found
+
+
+def _unquoted(line: str) -> str:
+    """What stands between the quotes around a whole line, or the line."""
+    if len(line) > 2 and line[0] + line[-1] in _QUOTES and line[1:-1].strip() and line[0] not in line[1:-1]:
+        return line[1:-1].strip()
+    return line
 
 
 def read_jsonl(text: str) -> Rows:

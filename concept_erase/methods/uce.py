@@ -15,6 +15,7 @@ from concept_erase.lowrank import LowRank
 from concept_erase.methods import Edit, Run
 from concept_erase.model import Model
 from concept_erase.moments import Kept, Moments, of_kept, of_pairs
+from concept_erase.names import distinct, without
 from concept_erase.streams import Tokens, columns, fold, read
 from concept_erase.surroundings import concept_prompts, preserved_groups
 
@@ -243,6 +244,5 @@ class UCE:
         if not self.bare:
             groups = preserved_groups(model, concepts, self.preserve_prompts, part)
             return of_kept(model, groups, self.tokens)
-        erased = {c.target.casefold() for c in concepts}
-        names = dict.fromkeys(p for c in concepts for p in c.preserve if p.casefold() not in erased)
+        names = distinct(without((p for c in concepts for p in c.preserve), *(c.target for c in concepts)))
         return Kept.of(columns(model, [read(model, "{target}", p) for p in names], self.tokens))

@@ -11,6 +11,7 @@ import gradio as gr
 from PIL import Image
 
 from concept_erase import words as told
+from concept_erase.names import Lookup
 
 from .. import batches, view
 from ..jobs import ENDED, Job
@@ -84,8 +85,8 @@ def _rows_of(studio: Studio, job: Job) -> str:
     listing = batches.listing(studio, str(job.arguments["list"]))
     if listing is None:
         return ""
-    done = {name.casefold() for item in studio.library.within(studio.root / job.folder) for name in item.targets}
-    states = [e.target.casefold() in done for e in listing.entries]
+    done = Lookup(name for item in studio.library.within(studio.root / job.folder) for name in item.targets)
+    states = [e.target in done for e in listing.entries]
     rows = [
         [f"{row}", view.esc(entry.target), '<span class="ce-done">done</span>' if ready else "waiting"]
         for row, entry, ready in list(zip(listing.rows, listing.entries, states, strict=True))[:SHOWN]
@@ -152,7 +153,7 @@ def build(place: Place, tab: gr.Tab) -> None:
     )
     upload = gr.File(
         label="A list: CSV, YAML, JSON lines or plain text", file_count="single", height=140, elem_id="batch-list",
-        file_types=[".csv", ".tsv", ".txt", ".yaml", ".yml", ".jsonl", ".ndjson"],
+        file_types=[".csv", ".xlsx", ".tsv", ".txt", ".yaml", ".yml", ".jsonl", ".ndjson"],
     )  # fmt: skip
     checked_html = gr.HTML("", elem_id="batch-checked")
     advanced = Advanced("batch", studio.defaults, anchor=False)
