@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from concept_erase import __version__
+from concept_erase import __version__, embedded
 
 if TYPE_CHECKING:
     from concept_erase.adapter import Adapter
@@ -31,6 +31,9 @@ def text(
     rows = "\n".join(f"| {c.target} | {c.kind.value} | {c.anchor} |" for c in adapter.concepts)
     settings = ", ".join(f"{k}={v}" for k, v in adapter.settings.items())
     notes = "\n".join(f"- {note}" for note in remarks)
+    readers = "interfaces (ComfyUI, A1111, Forge, InvokeAI, sdnext) and diffusers"
+    if base == embedded.NAME:
+        readers = "diffusers; interfaces do not know the layout of the embedded base"
     peft = ""
     if "adapter_peft" in files:
         peft = f"\n`{files['adapter_peft'].name}` is the same edit in the form that diffusers looks for."
@@ -52,7 +55,7 @@ A low-rank edit of `{base}` (weights hash `{str(adapter.base.get("hash"))[:16]}`
 pipe.load_lora_weights("{{folder}}", weight_name="{files["adapter"].name}")
 ```
 
-`{files["adapter"].name}` is for interfaces (ComfyUI, A1111, Forge, InvokeAI, sdnext) and diffusers.{peft}
+`{files["adapter"].name}` is for {readers}.{peft}
 Strength 1 is the edit as it was scored. Loading another LoRA switches earlier ones off in diffusers: use
 `concept_erase.load_erasure`.
 
