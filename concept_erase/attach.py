@@ -138,7 +138,7 @@ def load_erasure(
     promised = _promised(pipe)
     twin = next((n for n, e in _entries(pipe) if e.digest == entry.digest), None)
     if twin is not None:
-        shared = twin not in promised and name in (twin, adapter.slug) and _scale_of(pipe, twin) == scale
+        shared = twin not in promised and name in (twin, adapter.slug) and erasures(pipe)[twin] == scale
         if not shared:
             raise InputError(f"this erasure is in the pipeline already, as {twin!r}; unload_erasure(pipe, {twin!r}).")
         name = twin  # a pipeline that shares the weights loaded it; they stay, and this one verifies them as well
@@ -151,14 +151,12 @@ def load_erasure(
             check_base(pipe, adapter)
         _change(modules, add={name: entry}, verify=True)
     try:
-        _guard(pipe)
-        promised[name] = dict.fromkeys(modules, entry.digest)
+        _promise(pipe, {**promised, name: dict.fromkeys(modules, entry.digest)})
         check_erasures(pipe)
     except BaseException:
-        promised.pop(name, None)
+        _promise(pipe, promised)
         if twin is None:
             _change(modules, remove=[name])
-        _unguard(pipe)
         raise
     return name
 
@@ -179,9 +177,7 @@ def unload_erasure(pipe: Any, name: str | None = None) -> None:
     names = list(known) if name is None else [name]
     modules = {c: m for c, m in _all_components(pipe).items() if any(n in _ledger(m).entries for n in names)}
     _change(modules, remove=names)
-    for gone in names:
-        _promised(pipe).pop(gone, None)
-    _unguard(pipe)
+    _promise(pipe, {n: parts for n, parts in _promised(pipe).items() if n not in names})
 
 
 def erasures(pipe: Any) -> dict[str, float]:
@@ -214,7 +210,8 @@ def check_erasures(pipe: Any) -> None:
                 "LoRAs with pipe.fuse_lora."
             )
         for path in ledger.expected:
-            _refuse_processor(module, path)
+            if bypass := _bypass(module, path):
+                raise ErasureLostError(bypass)
             for fused, rows in _fused(module, path):
                 if _reads_fused(module, path) and _error(path, fused.read()[rows], ledger) > TOLERANCE:
                     raise ErasureLostError(
@@ -306,10 +303,6 @@ def _entries(pipe: Any) -> Iterator[tuple[str, _Entry]]:
         yield from ((n, e) for n, e in _ledger(module).entries.items() if isinstance(n, str))
 
 
-def _scale_of(pipe: Any, name: str) -> float:
-    return erasures(pipe)[name]
-
-
 def _total(entries: Iterable[_Entry], path: str) -> LowRank | None:
     """The sum of what several erasures change in a layer."""
     parts = [e.changes[path].to(torch.float32).scaled(e.scale) for e in entries if path in e.changes]
@@ -377,8 +370,8 @@ def _rewritten(module: nn.Module, path: str, old: _Ledger, new: _Ledger) -> list
     kept = _kept(module, path)
     weight = kept.read()
     before, after = _total(old.entries.values(), path), _total(new.entries.values(), path)
-    if after is not None:
-        _refuse_processor(module, path)
+    if after is not None and (bypass := _bypass(module, path)):
+        raise InputError(bypass)
     fused = [(f, rows) for f, rows in _fused(module, path) if _equal(f.read()[rows], weight)]
     if after is not None and _reads_fused(module, path) and len(fused) < len(_fused(module, path)):
         raise InputError(
@@ -497,20 +490,19 @@ def _reads_fused(module: nn.Module, path: str) -> bool:
     return "Fused" in kind.__name__ or not kind.__module__.startswith(("diffusers.", "builtins"))
 
 
-def _refuse_processor(module: nn.Module, path: str) -> None:
-    """Raises ErasureLostError: an attention processor brings keys and values of its own for the text."""
+def _bypass(module: nn.Module, path: str) -> str | None:
+    """What is wrong where an attention processor brings keys and values of its own for the text."""
     processor = getattr(_around(module, path), "processor", None)
     if isinstance(processor, nn.Module):
         own = [name for name, _ in processor.named_parameters() if "_ip" not in name]  # those of an image prompt may
     else:
-        own = [
-            name for name, value in getattr(processor, "__dict__", {}).items() if isinstance(value, (Tensor, nn.Module))
-        ]
-    if own:
-        raise ErasureLostError(
-            f"the attention processor {type(processor).__name__} around {path} reads weights of its own ({own[0]}), "
-            "which hold no erasure; use pipe.unet.set_default_attn_processor() first."
-        )
+        own = [n for n, value in getattr(processor, "__dict__", {}).items() if isinstance(value, (Tensor, nn.Module))]
+    if not own:
+        return None
+    return (
+        f"the attention processor {type(processor).__name__} around {path} reads weights of its own ({own[0]}), which "
+        "hold no erasure; use pipe.unet.set_default_attn_processor() first."
+    )
 
 
 def _refuse_group_offloading(component: str, module: nn.Module) -> None:
@@ -529,33 +521,34 @@ def _refuse_group_offloading(component: str, module: nn.Module) -> None:
 
 def _promised(pipe: Any) -> dict[str, dict[str, str]]:
     """Name -> component -> digest of every erasure that this pipeline draws with."""
-    kept: dict[str, dict[str, str]] = vars(pipe).setdefault(_PROMISED, {})
-    return kept
+    return vars(pipe).get(_PROMISED, {})
+
+
+def _promise(pipe: Any, promised: dict[str, dict[str, str]]) -> None:
+    """From now on the pipeline verifies these before it draws; one without any is as it was.
+
+    Raises:
+        InputError: its class cannot be replaced.
+    """
+    plain: Any = getattr(type(pipe), _PLAIN, type(pipe))
+    if not promised:
+        vars(pipe).pop(_PROMISED, None)
+        if hasattr(type(pipe), _PLAIN):
+            pipe.__class__ = plain
+        return
+    if callable(pipe):
+        try:
+            pipe.__class__ = _guarded(plain)
+        except TypeError as error:
+            raise InputError(
+                f"{plain.__name__} cannot be made to verify its erasures ({error}); use attached(pipe, adapter)."
+            ) from error
+    vars(pipe)[_PROMISED] = promised
 
 
 def _lora_names(pipe: Any) -> set[str]:
     listed: dict[str, list[str]] = getattr(pipe, "get_list_adapters", dict)()
     return {name for names in listed.values() for name in names}
-
-
-def _guard(pipe: Any) -> None:
-    """From now on the pipeline verifies its erasures before it draws."""
-    if hasattr(type(pipe), _PLAIN) or not callable(pipe):
-        return
-    try:
-        kind: Any = type(pipe)
-        pipe.__class__ = _guarded(kind)
-    except TypeError as error:
-        raise InputError(
-            f"{type(pipe).__name__} cannot be made to verify its erasures ({error}); use attached(pipe, adapter)."
-        ) from error
-
-
-def _unguard(pipe: Any) -> None:
-    if not _promised(pipe):
-        vars(pipe).pop(_PROMISED)
-        if hasattr(type(pipe), _PLAIN):
-            pipe.__class__ = getattr(type(pipe), _PLAIN)
 
 
 @cache
