@@ -345,9 +345,9 @@ def test_texts_of_users_are_never_options(tmp_path):
         line = studio.command(Job("0" * 16, "erase", arguments, "", "erasures/x"))
     finally:
         studio.queue._lock_file.release()
-    assert line[line.index("--") + 1 :] == ["--out=/tmp/x"]
+    assert line[line.index("--") + 1 :] == ['"--out=/tmp/x"']
     assert "--anchor=--model" in line
-    assert "--preserve=--half" in line
+    assert '--preserve="--half"' in line
     assert "--set=rank=none" in line
 
 

@@ -173,6 +173,11 @@ def test_a_list_is_taken(folder):
     assert take_list(str(folder / "a.CSV"), folder) == folder / "a.CSV"
 
 
+def test_an_excel_table_is_taken_although_it_is_an_archive(folder):
+    (folder / "a.xlsx").write_bytes(b"PK\x03\x04")
+    assert take_list(str(folder / "a.xlsx"), folder) == folder / "a.xlsx"
+
+
 @pytest.mark.parametrize("name", ["a.pt", "a.zip", "a.exe", "a", "a.html", "a.csv.pkl"])
 def test_other_kinds_of_list_are_refused(folder, name):
     (folder / name).write_text("target\nnoto\n")

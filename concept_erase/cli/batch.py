@@ -195,10 +195,10 @@ def _show_list(file: Path, listing: Listing, rows: bool) -> None:
         say(notice)
     if len(listing.notices) > SHOWN:
         say(f"and {len(listing.notices) - SHOWN:,} more notices")
-    merged = f", {len(listing.merged):,} rows merged into them" if listing.merged else ""
+    merged = f", {len(listing.merged):,} rows merged" if listing.merged else ""
     failed = len({problem.row for problem in listing.problems})
     rows_of = f" in {failed:,} rows" if failed else ""
-    say(f"{file}: {len(listing.entries):,} concepts{merged}, {len(listing.problems):,} problems{rows_of}")
+    say(f"{file}: {len(listing.entries):,} concepts, {len(listing.problems):,} problems{rows_of}{merged}")
 
 
 def _show_plan(plan: Estimate, job: Job, workers: int) -> None:
