@@ -268,6 +268,9 @@ def test_score_prints_a_table_or_json(erased, base_folder, scorer_folder, tmp_pa
     result = invoke(*arguments, "--json", tmp_path / "scores.json")
     assert result.exit_code == 0, result.output
     assert all(name in result.stdout for name in ("UA", "IRA", "CRA", "kappa"))
+    plain = json.loads((tmp_path / "scores.json").read_text())
+    assert "nonsense names taken for it" in result.stdout
+    assert ("not counted" in result.stdout) == ("does not seem to know" in result.stdout) == (plain["known"] is False)
     printed = invoke(*arguments, "--json", "-")
     assert json.loads(printed.stdout) == json.loads((tmp_path / "scores.json").read_text())
     assert json.loads(printed.stdout)["UA"]["after"]["n"] == 2
