@@ -48,9 +48,10 @@ def main() -> None:
     never = [
         Concept(n, kind) for kind, names in NEVER.items() for n in names if not any(same_name(n, v) for v in vocabulary)
     ]
+    machine = f"{platform.processor() or platform.machine()}, torch {torch.__version__}"
     rows = []
     table = Table("name", "kind", "in the vocabulary", "state", "its pictures", "nonsense names", "difference", "s")
-    for concept in (*known, *never):
+    for concept in (*never, *known):
         started = time.monotonic()
         found = knowledge.look(model, Judges(model, [concept], None), [concept], 32).found[0]
         seconds = round(time.monotonic() - started, 1)
@@ -58,16 +59,15 @@ def main() -> None:
         rows.append(row)
         cells = (concept.target, concept.kind, "yes" if row["vocabulary"] else "no", found.state)
         table.add_row(*cells, str(found.own), str(found.null), str(found.difference), str(seconds))
+        if options.json:  # as it goes: it takes long
+            text = json.dumps({"machine": machine, "rows": rows}, indent=1, ensure_ascii=False)
+            options.json.write_text(text + "\n", encoding="utf-8")
         print(f"{concept.target}: {found.state}, {found.own}, {found.null}, {seconds} s", file=sys.stderr, flush=True)
     console.print(table)
     right = {side: [r["state"] == ("known" if side else "unknown") for r in rows if r["vocabulary"] is side]
              for side in (True, False)}  # fmt: skip
     console.print(f"known: {sum(right[True])} of {len(right[True])}; never seen: {sum(right[False])} of "
                   f"{len(right[False])} found unknown")  # fmt: skip
-    if options.json:
-        machine = f"{platform.processor() or platform.machine()}, torch {torch.__version__}"
-        text = json.dumps({"machine": machine, "rows": rows}, indent=1, ensure_ascii=False)
-        options.json.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -119,17 +119,17 @@ def look(
     null = nulls(model, judges, [c for c in concepts if own[c.target]], draw)
     closer = 0
     for concept in concepts:
-        mine, blocks = own[concept.target], 1
+        mine = own[concept.target]
         if not mine or concept.target not in null:
             found.found.append(Knowledge(concept.target, State.NOT_LOOKED, why=_why(bool(mine))))
             continue
-        rates = _rate(judges, concept, mine, draw), null[concept.target]
+        rates, closely = (_rate(judges, concept, mine, draw), null[concept.target]), False
         for size, blocks in ((FIRM, 1), CLOSE):
             # What is not clear is looked at again; but only what might be known at more than that.
             doubt = newcombe(*rates).low <= 0 and (len(mine) < FIRM or newcombe(*rates).value > 0)
-            if not doubt or closer >= CLOSER or len(mine) >= size:
+            if not doubt or len(mine) >= size or (closer >= CLOSER and not closely):
                 continue
-            closer += size == FIRM
+            closer, closely = closer + (not closely), True
             mine = [s for s in plan(model, [concept], size) if s.erased][:size]
             more = nulls(model, judges, [concept], draw, blocks) if blocks > 1 else null
             rates = _rate(judges, concept, mine, draw), more[concept.target]

@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from batches import ROWS, SETTINGS, TOO_LONG, adapter_in, hashes, job_of, listed, temporaries
+from batches import ROWS, SETTINGS, TOO_LONG, adapter_in, hashes, job_of, listed, stamps, temporaries
 from PIL import Image
 
 from concept_erase import Concept, erase, erase_list

@@ -11,6 +11,7 @@ from conftest import names_in
 from forked import orphans
 
 from concept_erase import Concept, erase, erase_list
+from concept_erase.adapter import Adapter
 from concept_erase.generate import Sampling
 from concept_erase.methods import make
 
