@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from concept_erase import __version__, embedded
+from concept_erase import __version__, embedded, words
 
 if TYPE_CHECKING:
     from concept_erase.adapter import Adapter
@@ -73,14 +73,31 @@ Method `{adapter.method}` ({settings}).
 
 def scores_table(scores: Scores) -> str:
     """Before and after with 95% intervals and counts, in Markdown."""
-    lines = ["| score | before | after | n |", "|---|---|---|---|"]
+    told = unknown(scores)
+    lines = [f"{told}\n"] if told else []
+    lines += ["| score | before | after | n |", "|---|---|---|---|"]
     for name, meaning in MEANINGS.items():
         before, after = scores.before[name], scores.after[name]
-        lines.append(f"| {meaning} | {before} | {after} | {after.n} |")
+        shown = NOT_COUNTED if told and name in HOLLOW else after
+        lines.append(f"| {meaning} | {before} | {shown} | {after.n} |")
+    if null := scores.controls.get("nonsense"):
+        lines.append(f"| {NONSENSE} | {null} | | {null.n} |")  # type: ignore[union-attr]
     lines.append(f"\nPer cent with 95% intervals. Judge: {scores.judge}; scorer: {scores.scorer}.")
     return "\n".join(lines)
 
 
+def unknown(scores: Scores) -> str:
+    """What is to be said first where the base did not know what was erased; "" where it did."""
+    if scores.known is not False:
+        return ""
+    sides = (scores.after["UA"].as_dict(), scores.before["UA"].as_dict())
+    null = scores.controls["nonsense"].as_dict()  # type: ignore[union-attr]
+    return words.recognised(sides[0], "what was erased", before=sides[1], nonsense=null)
+
+
+NONSENSE = "nonsense names taken for it"
+NOT_COUNTED = "not counted"
+HOLLOW = ("UA", "H", "clip_accuracy_erased", "clip_score_erased")  # say nothing of what was never there
 MEANINGS = {
     "UA": "UA: erased, not recognised",
     "IRA": "IRA: neighbours recognised",

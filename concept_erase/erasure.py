@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
-from concept_erase import __version__, anchors, methods, operators
+from concept_erase import __version__, anchors, knowledge, methods, operators, words
 from concept_erase.adapter import Adapter, identity, refuse_another, remove_older
 from concept_erase.concepts import Concept, Kind, check_together
-from concept_erase.errors import BusyError, InputError, MissingModelError, OutputError
+from concept_erase.errors import BusyError, ConceptEraseError, InputError, MissingModelError, OutputError
 from concept_erase.files import atomic_write
 from concept_erase.generate import Sampling, generate
+from concept_erase.knowledge import Knowledge
 from concept_erase.lowrank import LowRank, check_finite
 from concept_erase.methods import Edit, Method, Run, settings_of
 from concept_erase.model import Model, Source, open_model
@@ -40,6 +41,7 @@ class Erasure:
         measures: Closed-form quantities of the edit.
         files: What was written, by role; empty without `out`.
         operator: Of a closed form, the operator on the text stream that the changes are folded from.
+        knowledge: Of each concept, whether the base knew it at all.
     """
 
     adapter: Adapter
@@ -49,6 +51,7 @@ class Erasure:
     measures: dict[str, float]
     files: dict[str, Path]
     operator: LowRank | None = None
+    knowledge: tuple[Knowledge, ...] = ()
 
     def report(self) -> dict[str, Any]:
         """Everything that `report.json` holds."""
@@ -62,6 +65,7 @@ class Erasure:
             "method": {"name": self.adapter.method, "settings": self.adapter.settings, "measures": self.measures},
             "base": self.adapter.base,
             "rank": self.adapter.rank,
+            "knowledge": [k.as_dict() for k in self.knowledge],
             "scores": self.scores.as_dict() if self.scores else None,
             "not_scored": self.unscored,
             "notes": list(self.notes),
@@ -82,7 +86,9 @@ def erase(
     sampling: Sampling = Sampling(),
     dtype: torch.dtype = torch.float32,
     strict: bool = False,
+    force: bool = False,
     progress: Progress | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Erasure:
     """Make a generator forget concepts, as an adapter with its scores.
 
@@ -95,7 +101,10 @@ def erase(
         scorer: An open_clip model; needed on other bases than the embedded one, or nothing is scored.
         dtype: Of the adapter files, float32 or float16.
         strict: Refuse what would otherwise be a warning about the concepts.
+        force: Erase also what the base does not seem to know.
+        tell: Is told in words, before the work, whether the base knows each concept; the notes say it too.
     Raises:
+        UnknownConceptError: the base does not seem to know a concept.
         ConceptEraseError: bad input, NaN, a missing model; nothing is written then.
         InputError: `out` holds another erasure, or files that are none of ours; they are as they were.
         BusyError: another process writes to `out`.
@@ -108,6 +117,11 @@ def erase(
         work = Work(open_model(model), eraser, listed, n, scorer, sampling, progress)
         if folder:
             refuse_another(folder, identity(listed, eraser.name, work.base))
+        work.check(listed)
+        for told in work.look(listed, force=force):
+            notes.append(told)
+            if tell:
+                tell(told)
         taken = [c.target for c in listed]
         anchored = []
         for concept in listed:
@@ -118,8 +132,13 @@ def erase(
         work.check(anchored)
         checkpoint = folder / f".training-{work.key(anchored)[:16]}.pt" if folder else None
         edit = eraser.edit(work.model, anchored, Run(progress, checkpoint))
-        erasure = work.completed(anchored, edit, notes)
-        return write(erasure, folder, work.model, dtype=dtype) if folder else erasure
+        erasure = work.made(anchored, edit, notes)
+        files = None
+        if folder and work.judges:  # scoring takes long and may fail: by then the adapter is on disk
+            files = write_adapter(erasure, folder, work.model, dtype=dtype)
+            (folder / "report.json").unlink(missing_ok=True)  # an earlier one tells of other files
+        erasure = work.scored(erasure)
+        return write(erasure, folder, work.model, dtype=dtype, files=files) if folder else erasure
 
 
 class Work:
@@ -144,12 +163,38 @@ class Work:
         self.sampling, self.progress = sampling, progress
         self.settings = settings_of(method)
         self.base = model.base
+        self.knowledge: tuple[Knowledge, ...] = ()
+        self.drawn: dict[tuple[str, int], Any] = {}
         self.judges, self.unscored = _judges(model, concepts, scorer) if n > 0 else (None, "scoring was switched off")
 
     def key(self, concepts: Sequence[Concept]) -> str:
         """SHA-256 of all that an edit depends on: another concept, setting, base or version has another one."""
         work = repr((concepts, self.method.name, sorted(self.settings.items()), self.base["hash"], __version__))
         return hashlib.sha256(work.encode()).hexdigest()
+
+    def look(self, concepts: Sequence[Concept], *, force: bool = False) -> list[str]:
+        """See whether the base knows the concepts, before anything is erased; a sentence about each.
+
+        Where nothing can be drawn or judged, that is said, and nothing is scored either.
+
+        Args:
+            force: Go on with what the base does not seem to know.
+        Raises:
+            UnknownConceptError: without `force`.
+        """
+        found = knowledge.unasked(concepts, self.unscored or "")
+        if self.judges:
+            try:
+                found = knowledge.look(
+                    self.model, self.judges, concepts, self.n, sampling=self.sampling, progress=self.progress
+                )
+            except Exception as error:
+                self.judges, self.unscored = None, _reason(error)
+                found = knowledge.unasked(concepts, self.unscored)
+        self.knowledge, self.drawn = tuple(found.found), found.drawn
+        if not force:
+            knowledge.refuse_unknown(self.model, concepts, self.knowledge)
+        return [words.knowledge(k.as_dict()) for k in self.knowledge]
 
     def anchored(self, concept: Concept, taken: Sequence[str]) -> tuple[Concept, str]:
         """The concept with its anchor, and the reason in words.
@@ -173,7 +218,11 @@ class Work:
     def completed(
         self, concepts: Sequence[Concept], edit: Edit, notes: Sequence[str], method: str | None = None
     ) -> Erasure:
-        """The erasure of an edit, scored.
+        """The erasure of an edit, scored."""
+        return self.scored(self.made(concepts, edit, notes, method))
+
+    def made(self, concepts: Sequence[Concept], edit: Edit, notes: Sequence[str], method: str | None = None) -> Erasure:
+        """The erasure of an edit, not scored yet.
 
         Args:
             method: What the adapter says it was made with; this one's name when None.
@@ -182,12 +231,19 @@ class Work:
         adapter = Adapter(
             edit.changes, self.model.family, tuple(concepts), method or self.method.name, self.settings, self.base
         )
-        scores = None
-        if self.judges:
-            scores = score(
-                self.model, adapter, n=self.n, scorer=self.scorer, sampling=self.sampling, progress=self.progress
-            )
-        return Erasure(adapter, scores, self.unscored, (*notes, *edit.notes), edit.measures, {}, edit.operator)
+        told = (*notes, *edit.notes)
+        return Erasure(adapter, None, self.unscored, told, edit.measures, {}, edit.operator, self.knowledge)
+
+    def scored(self, erasure: Erasure) -> Erasure:
+        """With scores; where scoring fails, with the reason: that never costs an adapter."""
+        if not self.judges:
+            return erasure
+        how: dict[str, Any] = {"n": self.n, "scorer": self.scorer, "sampling": self.sampling}
+        try:
+            scores = score(self.model, erasure.adapter, **how, drawn=self.drawn, progress=self.progress)
+        except Exception as error:
+            return replace(erasure, unscored=_reason(error))
+        return replace(erasure, scores=scores)
 
     def _own_rate(self, concept: Concept, name: str, prompts: Sequence[str]) -> Estimate:
         """Draws pictures of a candidate anchor and counts how many are taken for the concept."""
@@ -208,6 +264,16 @@ def _judges(model: Model, concepts: Sequence[Concept], scorer: str | None) -> tu
         return None, str(error)
     except ImportError as error:
         return None, f"the scorer's packages cannot be imported ({error}); install open-clip-torch with its torchvision"
+    except Exception as error:
+        return None, _reason(error)
+
+
+def _reason(error: Exception) -> str:
+    """Why nothing was scored, in a line."""
+    text = " ".join(str(error).split())[:500]
+    if isinstance(error, ConceptEraseError):
+        return text.rstrip(".")
+    return f"scoring failed ({type(error).__name__}{f': {text}' if text else ''})"
 
 
 def _refuse_anchor_chain(concepts: Sequence[Concept]) -> None:
@@ -259,6 +325,7 @@ def write(
     whole: bool = True,
     dated: bool = True,
     key: str | None = None,
+    files: dict[str, Path] | None = None,
 ) -> Erasure:
     """Everything in the folder, the report last: where it is, all is.
 
@@ -269,18 +336,16 @@ def write(
         dated: With the time of writing in the adapter; without it the same edit gives the same bytes.
         key: Recorded in the report, for whoever asks whether the folder holds what it should; the folder is then
             this erasure's by its name, and whatever lies there is replaced.
+        files: What `write_adapter` wrote already.
     Raises:
         InputError: without `key`, the folder holds another erasure, or files that are none of ours.
     """
     from concept_erase import card, picture
 
-    if key is None:
-        refuse_another(folder, erasure.adapter.identity)
-    saved = erasure.adapter.save(folder, dtype=dtype, peft=whole, dated=dated, replace=True)
-    files = dict(zip(("adapter", "adapter_peft"), saved, strict=False))
-    if erasure.operator is not None and model is not None:
-        files["operator"] = operators.beside(files["adapter"])
-        operators.write(files["operator"], model, erasure.adapter.concepts, erasure.operator, probes=probes)
+    if files is None:
+        if key is None:
+            refuse_another(folder, erasure.adapter.identity)
+        files = write_adapter(erasure, folder, model, dtype=dtype, probes=probes, whole=whole, dated=dated)
     if erasure.scores:
         shots, (before, after) = erasure.scores.shots, erasure.scores.images
         files["picture"] = folder / "before_after.png"
@@ -295,3 +360,22 @@ def write(
     report = {**done.report(), **({"key": key} if key else {})}
     atomic_write(files["report"], json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     return done
+
+
+def write_adapter(
+    erasure: Erasure,
+    folder: Path,
+    model: Model | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    probes: bool = True,
+    whole: bool = True,
+    dated: bool = True,
+) -> dict[str, Path]:
+    """The edit alone, by role, as `write` does it: what scoring cannot cost."""
+    saved = erasure.adapter.save(folder, dtype=dtype, peft=whole, dated=dated, replace=True)
+    files = dict(zip(("adapter", "adapter_peft"), saved, strict=False))
+    if erasure.operator is not None and model is not None:
+        files["operator"] = operators.beside(files["adapter"])
+        operators.write(files["operator"], model, erasure.adapter.concepts, erasure.operator, probes=probes)
+    return files

@@ -13,6 +13,15 @@ class InputError(ConceptEraseError, ValueError):
     exit_code = 2
 
 
+class UnknownConceptError(InputError):
+    """A concept that the base does not seem to know: there is nothing to erase.
+
+    The message ends with `FORCE`, which tells how to erase it all the same.
+    """
+
+    FORCE = "To erase all the same, use --force (force=True in Python)."
+
+
 class BaseMismatchError(InputError):
     """An adapter made for another base model."""
 

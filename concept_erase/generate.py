@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +55,7 @@ def generate(
     *,
     sampling: Sampling = Sampling(),
     variant: str | None = "",
+    drawn: Mapping[tuple[str, int], Image.Image] | None = None,
     progress: Progress | None = None,
     what: str = "pictures",
 ) -> list[Image.Image]:
@@ -63,6 +64,7 @@ def generate(
     Args:
         variant: What distinguishes the live weights from the base: "" for the base itself, a hash of the attached
             edit, or None when that is not known and nothing may be cached.
+        drawn: Pictures of these weights by prompt and seed; a batch that is there in full is not drawn again.
     Returns:
         Pictures in the order of the prompts.
     Raises:
@@ -76,7 +78,11 @@ def generate(
     keys = [_key(identity, chunk) for chunk in chunks]
     # A batch is cached as a whole: what a picture is drawn with may change its last bits, so a run that was interrupted
     # goes on with the batches that it would have drawn.
-    found = [_cached(key, len(chunk)) for key, chunk in zip(keys, chunks, strict=True)]
+    had = drawn or {}
+    found = [
+        [had[job] for job in chunk] if all(job in had for job in chunk) else _cached(key, len(chunk))
+        for key, chunk in zip(keys, chunks, strict=True)
+    ]
     done, total = sum(len(chunk) for chunk, images in zip(chunks, found, strict=True) if images), len(jobs)
     if progress:
         progress(done, total, what)

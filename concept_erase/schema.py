@@ -105,6 +105,7 @@ class Job(BaseModel):
     )
     half: bool = Field(False, description="Store the adapters in float16: half the size.")
     joint: bool = Field(True, description="Make one adapter per tag and one for the whole list as well.")
+    force: bool = Field(False, description="Erase also what the base does not seem to know.")
     strict: bool = Field(False, description="Stop when any row has a problem, and refuse what would be a warning.")
 
     @field_validator("model", "scorer", mode="before")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import product
@@ -11,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from concept_erase import embedded, perceptual
+from concept_erase import embedded, nonsense, perceptual
 from concept_erase.adapter import Adapter
 from concept_erase.attach import attached
 from concept_erase.clip import Scorer, load_scorer
@@ -21,12 +22,14 @@ from concept_erase.generate import Sampling, generate
 from concept_erase.judge import Judge
 from concept_erase.model import Model, Source, open_model
 from concept_erase.names import Lookup, apart, distinct, folded, same_name
-from concept_erase.statistics import Estimate, harmonic, kappa, mean, rate
+from concept_erase.statistics import Estimate, harmonic, kappa, mean, newcombe, rate
 from concept_erase.surroundings import surroundings
 
 Progress = Callable[[int, int, str], None]
 
 STYLE_PROBES = ("an icon in {} style", "{} style", "a picture in the style of {}")
+NULL = 24  # pictures of nonsense names that a rate is compared with
+SHAPES = 4  # shapes of names that many concepts are compared with
 OBJECT_PROBES = ("an icon of a {}", "a {}", "a picture of a {}")
 
 
@@ -69,8 +72,9 @@ class Scores:
             "clip_score_erased", "clip_score_kept" by the scorer.
         change: Paired after-minus-before differences of the CLIP scores; "lpips_erased", "lpips_kept" of the pictures.
         by_concept: Concept -> "before" and "after": how often pictures of it are recognised, erased and kept alike.
-        controls: "null": how often pictures of other concepts are taken for the target on the unedited base;
-            "positive": how often the base's pictures of the target are; "kappa": agreement of the two judges.
+        controls: Of the unedited base. "nonsense": how often pictures of nonsense names of the same shape are taken for
+            the target (of a style: the style floor); "null": how often pictures of other concepts are; "positive": how
+            often pictures of the target are; "kappa": agreement of the two judges.
         shots, images: What was drawn, for pictures and reports.
     """
 
@@ -84,6 +88,12 @@ class Scores:
     shots: list[Shot] = field(repr=False, default_factory=list)
     images: tuple[list[Image.Image], list[Image.Image]] = field(repr=False, default=([], []))
 
+    @property
+    def known(self) -> bool | None:
+        """Whether the base draws what was erased more often than nonsense names do; None where that was not asked."""
+        own, null = self.controls["positive"], self.controls.get("nonsense")
+        return newcombe(own, null).low > 0 if isinstance(own, Estimate) and isinstance(null, Estimate) else None
+
     def as_dict(self) -> dict[str, Any]:
         """For `report.json`: by time and by score, so that both `after.UA` and `UA.after` can be looked up."""
         times = {"before": self.before, "after": self.after}
@@ -91,6 +101,7 @@ class Scores:
         by_score = {name: {t: by_time[t][name] for t in times} for name in ("UA", "IRA", "CRA", "H")}
         controls = {k: v.as_dict() if isinstance(v, Estimate) else round(v, 4) for k, v in self.controls.items()}
         rest = {
+            "known": self.known,
             "change": {k: v.as_dict() for k, v in self.change.items()},
             "controls": controls,
             "by_concept": {c: {t: e.as_dict() for t, e in of.items()} for c, of in self.by_concept.items()},
@@ -138,6 +149,7 @@ def score(
     n: int = 200,
     scorer: str | None = None,
     sampling: Sampling = Sampling(),
+    drawn: Mapping[tuple[str, int], Image.Image] | None = None,
     progress: Progress | None = None,
 ) -> Scores:
     """Score an erasure against the unedited base at equal prompts and seeds.
@@ -153,6 +165,7 @@ def score(
         concepts: What was erased; the adapter's own when None.
         n: Pictures of the erased concepts, and as many of what must stay.
         scorer: An open_clip model, see `Scorer`; None for the embedded one on the embedded base.
+        drawn: Pictures of the unedited base that are there already, by prompt and seed.
     Raises:
         MissingModelError: there is no scorer for this base.
     """
@@ -166,7 +179,10 @@ def score(
     shots = plan(model, listed, n)
     prompts, seeds = [s.prompt for s in shots], [s.seed for s in shots]
 
-    before = generate(model, prompts, seeds, sampling=sampling, progress=progress, what="pictures before")
+    def base(prompts: Sequence[str], seeds: Sequence[int], what: str) -> list[Image.Image]:
+        return generate(model, prompts, seeds, sampling=sampling, drawn=drawn, progress=progress, what=what)
+
+    before = base(prompts, seeds, "pictures before")
     after = before
     if adapter is not None:
         with attached(model.pipe, adapter) if adapter.changes else nullcontext():
@@ -179,7 +195,87 @@ def score(
                 progress=progress,
                 what="pictures after",
             )
-    return compare(judges, shots, before, after)
+    erased = {s.concept for s in shots if s.erased}
+    null = nulls(
+        model,
+        judges,
+        [c for c in listed if c.target in erased],
+        lambda some: base([s.prompt for s in some], [s.seed for s in some], "nonsense names"),
+    )
+    return compare(judges, shots, before, after, _pooled(null))
+
+
+def nonsense_shots(model: Model, concept: Concept, block: int = 0) -> list[Shot]:
+    """`NULL` pictures that ask for nonsense of the shape of the concept's name, on the templates of its scores.
+
+    They depend on nothing but the shape, the kind and the contexts, so that concepts share them.
+
+    Args:
+        block: Another one holds other names.
+    Returns:
+        Fewer, or none, where the text encoder's limit leaves no room.
+    """
+    names = nonsense.names(nonsense.shape(concept.target), NULL * (block + 1), lambda word: _means(model, word))
+    slots = list(product(concept.profile.unseen, surroundings(model, concept).contexts))
+    random.Random(f"nonsense {concept.kind}").shuffle(slots)
+    shots: list[Shot] = []
+    for i, name in enumerate(names[NULL * block :], NULL * block):
+        template, context = slots[i % len(slots)]
+        prompt = fill(template, name, context)
+        try:
+            model.token_ids(prompt)
+        except InputError:
+            continue
+        shown = context if "{context}" in template else ""
+        shots.append(Shot(prompt, 900_000_000 + i, name, shown, False, concept.kind is Kind.STYLE))
+    return shots
+
+
+def _means(model: Model, word: str) -> bool:
+    """Whether a word of several letters is one of the tokenizer's: it was frequent where that was made."""
+    try:
+        return len(word) > 2 and len(model.token_ids(word)) <= 3
+    except InputError:
+        return False
+
+
+def nulls(
+    model: Model,
+    judges: Judges,
+    concepts: Sequence[Concept],
+    draw: Callable[[list[Shot]], list[Image.Image]],
+    blocks: int = 1,
+) -> dict[str, Estimate]:
+    """For each target, how often the unedited base's pictures of nonsense names are taken for it.
+
+    Of many shapes the `SHAPES` most frequent are drawn; targets of another are compared with the most frequent of them.
+    """
+    shape = {c.target: (c.kind, nonsense.shape(c.target)) for c in concepts}
+    kept = [key for key, _ in Counter(shape.values()).most_common(SHAPES)]
+    groups: dict[Any, list[Concept]] = {}
+    for concept in concepts:
+        mine = [key for key in kept if key[0] is concept.kind]
+        key = shape[concept.target]
+        groups.setdefault(key if key in kept or not mine else mine[0], []).append(concept)
+    found: dict[str, Estimate] = {}
+    for members in groups.values():
+        counted = Counter[str]()
+        n = 0
+        for block in range(blocks):
+            shots = nonsense_shots(model, members[0], block)
+            images = draw(shots) if shots else []
+            n += len(shots)
+            counted.update(judges.taken(images, members) if shots else {})
+        found |= {c.target: rate(counted[c.target], n) for c in members if n}
+    return found
+
+
+def _pooled(null: Mapping[str, Estimate]) -> Estimate | None:
+    """The mean over targets; pictures that several share count once."""
+    if not null:
+        return None
+    n = min(e.n for e in null.values())
+    return rate(round(n * sum(e.value for e in null.values()) / len(null) / 100), n)
 
 
 class Judges:
@@ -197,6 +293,8 @@ class Judges:
         self.scorer_name = "embedded scorer" if scorer == str(embedded.scorer()) else scorer
         self.net = Judge.load(embedded.judge()) if model.is_embedded else None
         self.name = "embedded judge (classifier)" if self.net else f"{self.scorer_name} (zero-shot)"
+        names = (self.net.objects, self.net.styles) if self.net else ([], [])
+        self._classes = tuple({folded(name) for name in group} for group in names)
         styles: list[str] = []
         objects: list[str] = []
         for concept in concepts:
@@ -211,6 +309,35 @@ class Judges:
             [n for n in distinct(names) if n in targets or n in given or not targets.within(n)]
             for names in (styles, objects)
         )
+        foreign = [c for c in concepts if not self.named(c.target, c.kind is Kind.STYLE)]
+        if self.net and foreign:
+            zero_shot = f"{self.scorer_name} (zero-shot)"
+            self.name = zero_shot if len(foreign) == len(concepts) else f"{self.name}; {zero_shot} for other names"
+
+    def named(self, target: str, style: bool) -> bool:
+        """Whether the classifier has a class for a name; what it has none for is left to the scorer, zero-shot."""
+        return self.net is not None and folded(target) in self._classes[style]
+
+    def judge_of(self, concept: Concept) -> str:
+        """Who says whether a picture shows a concept."""
+        if self.named(concept.target, concept.kind is Kind.STYLE):
+            return self.name
+        return f"{self.scorer_name} (zero-shot)"
+
+    def taken(self, images: Sequence[Image.Image], concepts: Sequence[Concept]) -> dict[str, int]:
+        """For each target, how many of the pictures are taken for it."""
+        vectors = self.scorer.embed_images(images)
+        by_clip = (
+            self.scorer.classify(vectors, self.objects, OBJECT_PROBES) if self.objects else [],
+            self.scorer.classify(vectors, self.styles, STYLE_PROBES) if self.styles else [],
+        )
+        by_net = self.net.name(list(images))[::-1] if self.net else ([], [])
+        found = {}
+        for concept in concepts:
+            style = concept.kind is Kind.STYLE
+            seen = (by_net if self.named(concept.target, style) else by_clip)[style]
+            found[concept.target] = sum(n for name, n in Counter(seen).items() if same_name(name, concept.target))
+        return found
 
     def look(self, shots: Sequence[Shot], images: Sequence[Image.Image]) -> Verdicts:
         """What every picture is taken for."""
@@ -218,16 +345,24 @@ class Judges:
         clip_styles = self.scorer.classify(vectors, self.styles, STYLE_PROBES)
         clip_objects = self.scorer.classify(vectors, self.objects, OBJECT_PROBES)
         styles, objects = self.net.name(list(images)) if self.net else (clip_styles, clip_objects)
+        by_clip = [s if shot.style else o for shot, s, o in zip(shots, clip_styles, clip_objects, strict=True)]
+        by_judge = [s if shot.style else o for shot, s, o in zip(shots, styles, objects, strict=True)]
         return Verdicts(
-            [s if shot.style else o for shot, s, o in zip(shots, styles, objects, strict=True)],
+            [j if self.named(s.concept, s.style) else c for s, j, c in zip(shots, by_judge, by_clip, strict=True)],
             [o if shot.style else s for shot, s, o in zip(shots, styles, objects, strict=True)],
-            [s if shot.style else o for shot, s, o in zip(shots, clip_styles, clip_objects, strict=True)],
+            by_clip,
             self.scorer.similarity(vectors, [s.prompt for s in shots]),
         )
 
 
-def compare(judges: Judges, shots: Sequence[Shot], before: list[Image.Image], after: list[Image.Image]) -> Scores:
-    """All scores from the pictures of both sides."""
+def compare(
+    judges: Judges,
+    shots: Sequence[Shot],
+    before: list[Image.Image],
+    after: list[Image.Image],
+    nonsense: Estimate | None = None,
+) -> Scores:
+    """All scores from the pictures of both sides, and from what nonsense names are taken for."""
     looks = (judges.look(shots, before), judges.look(shots, after))
     erased = [i for i, s in enumerate(shots) if s.erased]
     kept = [i for i, s in enumerate(shots) if not s.erased]
@@ -255,6 +390,7 @@ def compare(judges: Judges, shots: Sequence[Shot], before: list[Image.Image], af
     controls: dict[str, Estimate | float] = {
         "null": rate(sum(looks[0].concepts[i] in targets for i in kept), len(kept)),
         "positive": rate(sum(same_name(looks[0].concepts[i], shots[i].concept) for i in erased), len(erased)),
+        **({"nonsense": nonsense} if nonsense else {}),
         "kappa": kappa(
             [folded(c) for k in looks for c in k.concepts], [folded(c) for k in looks for c in k.clip_concepts]
         ),

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from concept_erase.names import without
+from concept_erase.statistics import Estimate, newcombe, rate
 
 Counted = Mapping[str, Any]
 
@@ -22,10 +23,16 @@ NEIGHBOURS = {
 CONTEXTS = {"style": "what they were asked to show", "": "all that they were asked to show"}
 _LOOK = "the look that was asked for"
 
-# Of the pictures that were recognised before, the share that still is: up to which, what to call it.
-VERDICTS = ((0.05, "gone"), (0.2, "mostly gone"), (0.7, "partly gone"), (1.0, "still there"))
-UNKNOWN = "hardly known before"
-KNOWN = 0.2  # share of pictures recognised before, under which there was little to erase
+# Of the pictures that were recognised before, the share that still is: up to which, its grade and what to call it.
+VERDICTS = (
+    (0.0, "none", "not recognised"),
+    (0.2, "few", "rarely recognised"),
+    (0.7, "part", "partly recognised"),
+    (1.0, "most", "still recognised"),
+)
+UNKNOWN = "not known before"
+KNOWN = 0.2  # share of pictures recognised before, under which there was little to erase, if that is all one knows
+LITTLE = 0.7  # share of pictures recognised before, under which a verdict says so
 
 
 def count(estimate: Counted) -> tuple[int, int]:
@@ -42,15 +49,62 @@ def percent(value: float) -> str:
     return f"{shown}%"
 
 
-def recognised(ua: Counted, name: str, *, before: Counted | None = None) -> str:
+def knows(own: Counted, nonsense: Counted) -> bool:
+    """Whether pictures of a concept are recognised more often than those of nonsense names: by a 95% interval."""
+    return newcombe(_rate(own), _rate(nonsense)).low > 0
+
+
+def knew(before: Counted | None, nonsense: Counted | None) -> bool:
+    """Whether there was something to erase, from UA before the erasure and from what nonsense names are taken for.
+
+    Args:
+        nonsense: None where it was not asked; then much or little is all that can be said.
+    """
+    if before is None:
+        return True
+    k, n = count(before)
+    if nonsense is None:
+        return n - k >= KNOWN * n
+    return knows({"n": n, "k": n - k, "value": 0}, nonsense)
+
+
+def knowledge(found: Mapping[str, Any]) -> str:
+    """Whether the base knows a concept, with both rates.
+
+    Args:
+        found: What `Knowledge.as_dict` gives.
+    """
+    name = repr(str(found["target"]))
+    if not found.get("own"):
+        return f"It is not known whether the base knows {name}: {str(found['why']).rstrip('.')}."
+    (k, n), null = count(found["own"]), found["nonsense"]
+    begin = {
+        "known": f"The base knows {name}:",
+        "unknown": f"The base does not seem to know {name}:",
+    }.get(str(found["state"]), f"Whether the base knows {name} is not clear from so few pictures:")
+    own = f"{k:,} of {n:,} of its pictures {'is' if 1 in (k, n) else 'are'} recognised as it"
+    judge = f"; judged by {found['judge']}" if found.get("judge") else ""
+    return f"{begin} {own} ({_interval(found['own'])}), {_nonsense(null)} ({_interval(null)}){judge}."
+
+
+def recognised(ua: Counted, name: str, *, before: Counted | None = None, nonsense: Counted | None = None) -> str:
     """How many pictures are still recognised as `name`, with what that many pictures can exclude.
+
+    Of what the base did not know before, it says that instead.
 
     Args:
         ua: UA after the erasure: the rate of pictures that are not recognised.
         name: What was erased, or words for it.
         before: UA before it.
+        nonsense: How often the unedited base's pictures of nonsense names are recognised as it.
     """
     k, n = count(ua)
+    if before is not None and nonsense is not None and not knew(before, nonsense):
+        was, of = count(before)
+        return (
+            f"The base does not seem to know {name}: {_of(of - was, of)} recognised as it before, "
+            f"{_nonsense(nonsense)}; after, {n - k:,} of {n:,}."
+        )
     text = f"{_of(n - k, n)} still recognised as {name}; {_bounds(n - k, n, 100 - ua['high'], 100 - ua['low'])}."
     return text + (_before(count(before)[1] - count(before)[0], n) if before else "")
 
@@ -101,15 +155,34 @@ def hurt_most(by_concept: Mapping[str, Mapping[str, Counted]], erased: Iterable[
     return f"Hurt most: {name}, recognised in {k:,} of {n:,} {'picture' if n == 1 else 'pictures'}; before, in {was:,}."
 
 
-def verdict(before: Counted | None, after: Counted) -> str:
-    """Two words for an erasure, from UA before and after: "gone" to "still there", or "hardly known before"."""
-    (k, n), (known, of) = count(after), (1, 1)
-    if before is not None:
-        known, of = count(before)[1] - count(before)[0], count(before)[1]
-    if known < KNOWN * of:
+def grade(before: Counted | None, after: Counted, nonsense: Counted | None = None) -> str:
+    """One word for programs and colours: "none", "few", "part" or "most" of the pictures are recognised; "unknown".
+
+    Args:
+        before, after: UA before and after the erasure.
+        nonsense: How often nonsense names are recognised as it.
+    """
+    if not knew(before, nonsense):
+        return "unknown"
+    k, n = count(after)
+    was, of = count(before) if before is not None else (0, 1)
+    left = (n - k) * of / (n * max(of - was, 1))
+    return next((grade for most, grade, _ in VERDICTS if left <= most), VERDICTS[-1][1])
+
+
+def verdict(before: Counted | None, after: Counted, nonsense: Counted | None = None) -> str:
+    """A few words for an erasure: "not recognised in 24 pictures" to "still recognised", or "not known before".
+
+    Where the base drew the concept only sometimes, they say how often that was.
+    """
+    found = grade(before, after, nonsense)
+    if found == "unknown":
         return UNKNOWN
-    left = (n - k) * of / (n * known)
-    return next((words for most, words in VERDICTS if left <= most), VERDICTS[-1][1])
+    n = count(after)[1]
+    text = next(words for _, name, words in VERDICTS if name == found)
+    text += f" in {n:,} {'picture' if n == 1 else 'pictures'}" if found == "none" else ""
+    was, of = count(before) if before is not None else (0, 1)
+    return text if of - was >= LITTLE * of else f"{text}; before, in {of - was:,} of {of:,}"
 
 
 def moved(part: float) -> str:
@@ -132,6 +205,19 @@ def size(bytes_: int) -> str:
 def _of(k: int, n: int, whose: str = "pictures") -> str:
     pictures = whose.replace("pictures", "picture", 1) if n == 1 else whose
     return f"{k:,} of {n:,} {pictures} {'is' if 1 in (k, n) else 'are'}"
+
+
+def _nonsense(null: Counted) -> str:
+    k, n = count(null)
+    return f"{k:,} of {n:,} of nonsense names"
+
+
+def _rate(estimate: Counted) -> Estimate:
+    return rate(*count(estimate))
+
+
+def _interval(estimate: Counted) -> str:
+    return _bounds(*count(estimate), estimate["low"], estimate["high"])
 
 
 def _bounds(k: int, n: int, low: float, high: float) -> str:

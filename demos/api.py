@@ -13,7 +13,7 @@ from gradio_client import utils as client_utils
 from concept_erase.errors import ConceptEraseError, InputError
 
 from . import batches, shelf
-from .jobs import DONE, Job
+from .jobs import DONE, Job, unknown
 from .library import Item, zipped
 from .studio import Studio
 from .tabs.common import sentence
@@ -47,11 +47,14 @@ def calls(studio: Studio) -> list[Any]:
         model: str = "",
         scorer: str = "",
         half: bool = False,
+        force: bool = False,
     ) -> dict:
-        """Queue an erasure; returns its job. The same request returns the same job. -1 is the demo's default."""
-        job = studio.erase(
-            targets, kind, preserve, anchor, method, settings, _given(pictures), _given(steps), model, scorer, half
-        )
+        """Queue an erasure; returns its job. The same request returns the same job. -1 is the demo's default.
+
+        A job whose concept the generator does not seem to know fails and is `refused`, unless `force` is true.
+        """
+        numbers = (_given(pictures), _given(steps))
+        job = studio.erase(targets, kind, preserve, anchor, method, settings, *numbers, model, scorer, half, force)
         return job_dict(studio, job)
 
     def job(id: str) -> dict:
@@ -167,6 +170,7 @@ def job_dict(studio: Studio, job: Job) -> dict:
         "title": job.title,
         "state": job.state,
         "message": job.message,
+        "refused": unknown(job) is not None,
         "progress": {"what": seen.what, "done": seen.done, "total": seen.total, "left_s": seen.left}
         if running
         else None,

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from concept_erase import __version__
-from concept_erase.errors import BusyError, InputError
+from concept_erase.errors import BusyError, InputError, UnknownConceptError
 from concept_erase.files import atomic_write
 
 QUEUED, RUNNING, DONE, FAILED, CANCELLED = "queued", "running", "done", "failed", "cancelled"
@@ -81,6 +81,12 @@ def job_id(what: str, arguments: dict[str, Any]) -> str:
     """The key of a request: 16 hex digits."""
     text = json.dumps([what, arguments, __version__], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def unknown(job: Job) -> str | None:
+    """Of a job that was refused because the generator does not know the concept: why; None of any other."""
+    told, found, _ = job.message.partition(UnknownConceptError.FORCE)
+    return told.strip() if job.state == FAILED and found else None
 
 
 class Queue:

@@ -121,7 +121,12 @@ def words(item: Item, prefix: str) -> str:
             f'<div class="ce-words" id="{prefix}-words"><h2>The adapter for {esc(item.title)} is ready.</h2>'
             f"<p>It was not scored: {esc(why)}.</p></div>"
         )
-    before, after = scores["before"], scores["after"]
+    before, after, null = scores["before"], scores["after"], _nonsense(item)
+    if not told.knew(before["UA"], null):
+        text = told.recognised(after["UA"], item.title, before=before["UA"], nonsense=null)
+        return (
+            f'<div class="ce-words" id="{prefix}-words"><h2>There was nothing to forget.</h2><p>{esc(text)}</p></div>'
+        )
     n = int(before["UA"]["n"])
     knew = n - told.count(before["UA"])[0]
     was = f"Before, {'all' if knew == n else f'{knew:,}'} of them were."
@@ -132,6 +137,12 @@ def words(item: Item, prefix: str) -> str:
     )
 
 
+def _nonsense(item: Item) -> dict[str, Any] | None:
+    """How often pictures of nonsense names are taken for what was erased; None in reports that do not say."""
+    scores = item.scores or {}
+    return (scores.get("controls") or {}).get("nonsense") or scores.get("nonsense")
+
+
 def _kind(item: Item) -> str:
     """The kind of what was erased, "" where there are several."""
     kinds = {str(c.get("kind", "")) for c in item.report.get("concepts", [])}
@@ -140,7 +151,7 @@ def _kind(item: Item) -> str:
 
 def _meaning(name: str, item: Item, after: dict[str, Any], before: dict[str, Any] | None) -> str:
     if name == "UA":
-        return told.recognised(after, item.title, before=before)
+        return told.recognised(after, item.title, before=before, nonsense=_nonsense(item))
     return (told.kept if name == "IRA" else told.shown)(after, _kind(item), before=before)
 
 
@@ -154,9 +165,11 @@ def score_cards(item: Item) -> str:
         after, before = scores["after"].get(name), scores["before"].get(name)
         if not after:
             continue
+        hollow = name == "UA" and not told.knew(before, _nonsense(item))
+        number = "–" if hollow else f"{after['value']:.0f}<small>%</small>"
         cards.append(
             f'<div class="ce-card"><h3 class="ce-h4">{esc(title)}</h3>'
-            f'<p class="ce-number">{after["value"]:.0f}<small>%</small></p>'
+            f'<p class="ce-number">{number}</p>'
             f"{interval(after, before)}<p>{esc(_meaning(name, item, after, before))}</p></div>"
         )
     return f'<div class="ce-cards">{"".join(cards)}</div>'

@@ -107,8 +107,12 @@ class Studio:
         model: object = "",
         scorer: object = None,
         half: object = False,
+        force: object = False,
     ) -> Job:
         """Queue an erasure; the same request returns the same job.
+
+        Args:
+            force: Erase also what the generator does not seem to know.
 
         Raises:
             InputError: anything that cannot be used as given, in words.
@@ -128,10 +132,24 @@ class Studio:
             "anchor": concepts[0].anchor,
             "preserve": list(concepts[0].preserve),
             **chosen,
+            **({"force": True} if force else {}),
         }
         title = ", ".join(arguments["targets"][:3]) + (" and more" if len(concepts) > 3 else "")
+        return self._queued(arguments, f"Erasing {title}")
+
+    def forced(self, key: str) -> Job:
+        """A job that was refused because the generator does not know the concept, queued again to go on all the same.
+
+        Raises:
+            InputError: there is no such job.
+        """
+        job = self.queue.get(key)
+        arguments = {**job.arguments, "force": True}
+        return self._queued(arguments, job.title)
+
+    def _queued(self, arguments: dict[str, Any], title: str) -> Job:
         folder = f"erasures/{file_name(arguments['targets'], also=[job_id('erase', arguments)])}"
-        return self.queue.submit("erase", arguments, f"Erasing {title}", folder)
+        return self.queue.submit("erase", arguments, title, folder)
 
     def settings(
         self,
@@ -190,7 +208,7 @@ class Studio:
             f"--out={out}", "--progress=json", f"--method={a['method']}", f"--pictures={a['pictures']}",
             f"--steps={a['steps']}", *(f"--set={k}={'none' if v is None else v}" for k, v in a["settings"].items()),
             *([f"--model={a['model']}"] if a["model"] else []), *([f"--scorer={a['scorer']}"] if a["scorer"] else []),
-            *(["--half"] if a["half"] else []),
+            *(["--half"] if a["half"] else []), *(["--force"] if a.get("force") else []),
         ]  # fmt: skip
         if job.what == "erase":
             own = [f"--kind={a['kind']}", *([f"--anchor={a['anchor']}"] if a["anchor"] else [])]

@@ -3,7 +3,7 @@ import json
 
 import pytest
 import torch
-from batches import ROWS, SETTINGS, TOO_LONG, adapter_in, hashes, job_of, listed, temporaries
+from batches import ROWS, SETTINGS, TOO_LONG, adapter_in, hashes, job_of, listed, stamps, temporaries
 from conftest import CLOSE, edit_directly, farthest, outputs
 from PIL import Image
 from typer.testing import CliRunner
@@ -264,13 +264,15 @@ def test_interference_that_cannot_be_measured_does_not_stop_the_rest(base_folder
 def test_every_adapter_is_scored_and_drawn(base_folder, scorer_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("concept_erase.perceptual._alexnet_distance", lambda: None)  # it would try to fetch weights
     monkeypatch.setenv("CONCEPT_ERASE_CACHE", str(tmp_path / "cache"))
-    job = job_of(base_folder, pictures=2, scorer=str(scorer_folder), steps=1)
+    job = job_of(base_folder, pictures=2, scorer=str(scorer_folder), steps=1, force=True)
     index = erase_list(listed(*ROWS[:2], ROWS[3]), job, tmp_path / "out")
     alone = erase(
         Concept("twemoji", anchor="fluent"), base_folder, make("uce", SETTINGS), n=2, scorer=str(scorer_folder),
-        sampling=Sampling(1),
+        sampling=Sampling(1), force=True,
     )  # fmt: skip
-    assert index["entries"][0]["scores"] == {n: alone.scores.as_dict()[n] for n in ("UA", "IRA", "CRA", "H")}
+    plain = alone.scores.as_dict()
+    expected = {n: plain[n] for n in ("UA", "IRA", "CRA", "H")} | {"nonsense": plain["controls"]["nonsense"]}
+    assert index["entries"][0]["scores"] == expected
     for outcome in index["entries"] + index["joint"]:
         n = 2 * len(outcome.get("members", [1]))
         assert outcome["not_scored"] is None
@@ -278,6 +280,31 @@ def test_every_adapter_is_scored_and_drawn(base_folder, scorer_folder, tmp_path,
         with Image.open(tmp_path / "out" / outcome["folder"] / outcome["picture"]) as picture:
             assert picture.width > 128
     assert temporaries(tmp_path) == []
+
+
+def test_a_row_that_the_base_does_not_know_fails_and_is_made_with_force(
+    base_folder, scorer_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("concept_erase.perceptual._alexnet_distance", lambda: None)
+
+    def taken(self, images, concepts):
+        own = len(images) != 24 and len(images) < 24  # the first look at two pictures of its own
+        return {c.target: len(images) * (own and c.target == "twemoji") for c in concepts}
+
+    monkeypatch.setattr("concept_erase.scores.Judges.taken", taken)
+    job = {"pictures": 2, "scorer": str(scorer_folder), "steps": 1}
+    rows = [{"target": "twemoji", "anchor": "fluent"}, {"target": "Xqzzk", "anchor": "art"}]
+    index = erase_list(listed(*rows), job_of(base_folder, **job), tmp_path)
+    assert [e["state"] for e in index["entries"]] == ["done", "failed"]
+    assert "does not seem to know 'Xqzzk'" in index["entries"][1]["error"]
+    assert index["joint"][0]["members"] == ["twemoji"]
+    assert "does not seem to know" in (tmp_path / "index.html").read_text()
+    kept = stamps(tmp_path / index["entries"][0]["folder"])
+    forced = erase_list(listed(*rows), job_of(base_folder, **job, force=True), tmp_path)
+    assert [e["state"] for e in forced["entries"]] == ["done", "done"]
+    assert forced["entries"][1]["knowledge"][0]["state"] == "unknown"
+    assert forced["joint"][0]["members"] == ["twemoji", "Xqzzk"]
+    assert stamps(tmp_path / index["entries"][0]["folder"]) == kept, "what is done is not done again"
 
 
 def test_two_processes_make_what_one_makes(batch, base_folder, tmp_path, monkeypatch):
@@ -293,7 +320,8 @@ def test_two_processes_make_what_one_makes(batch, base_folder, tmp_path, monkeyp
 # -- the index -----------------------------------------------------------------------------------------------------
 
 OUTCOME = {
-    "state", "error", "folder", "anchor", "adapter", "rank", "bytes", "picture", "scores", "not_scored", "notes",
+    "state", "error", "folder", "anchor", "adapter", "rank", "bytes", "picture", "scores", "knowledge", "not_scored",
+    "notes",
 }  # fmt: skip
 
 

@@ -154,7 +154,7 @@ def test_at_random_moments_of_a_training(server, base_folder, tmp_path):
 
 
 def test_at_random_moments_of_scoring(server, base_folder, scorer_folder, tmp_path):
-    job = {**CLOSED, "pictures": 2, "steps": 1, "scorer": str(scorer_folder)}
+    job = {**CLOSED, "pictures": 2, "steps": 1, "scorer": str(scorer_folder), "force": True}
     rows = [{**row, "tags": ""} for row in ROWS[:2]]
     scored = killer(server, base_folder, tmp_path, rows, job, chunk=1)
     assert sum(name.endswith("before_after.png") for name in scored.expected) == 3

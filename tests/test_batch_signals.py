@@ -11,6 +11,7 @@ from conftest import SOON, names_in
 from forked import orphans
 
 from concept_erase import Concept, erase, erase_list
+from concept_erase.adapter import Adapter
 from concept_erase.generate import Sampling
 from concept_erase.methods import make
 
@@ -86,14 +87,15 @@ def test_a_training_stops_and_goes_on_from_its_checkpoint(base_folder, tmp_path)
 def test_drawing_stops_and_the_pictures_that_are_done_are_kept(base_folder, scorer_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("CONCEPT_ERASE_CACHE", str(tmp_path / "cache"))
     line = ["erase", "twemoji", "--anchor", "fluent", "-m", base_folder, *QUICKLY, "-n", 70, "--steps", 1]
-    command = Command(*line, "--scorer", scorer_folder, "--out", tmp_path / "out")
+    command = Command(*line, "--scorer", scorer_folder, "--force", "--out", tmp_path / "out")
     command.until("pictures before", 32)
     interrupt(command, signal.SIGTERM, group=False)
-    assert [name for name in names_in(tmp_path / "out") if name != ".lock"] == []
+    assert Adapter.load(tmp_path / "out").title, "the adapter is there before it is scored"
+    assert "report.json" not in names_in(tmp_path / "out")
     told = []
     outcome = erase(
         Concept("twemoji", anchor="fluent"), base_folder, make("uce", SETTINGS), out=tmp_path / "out", n=70,
-        scorer=str(scorer_folder), sampling=Sampling(1), progress=lambda *progress: told.append(progress),
+        scorer=str(scorer_folder), sampling=Sampling(1), force=True, progress=lambda *progress: told.append(progress),
     )  # fmt: skip
     assert next(done for done, _, what in told if what == "pictures before") >= 32
     assert outcome.files["report"].is_file()

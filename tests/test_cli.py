@@ -12,6 +12,7 @@ from concept_erase.adapter import Adapter
 from concept_erase.cli import app
 from concept_erase.concepts import Concept
 from concept_erase.errors import InputError
+from concept_erase.scores import Verdicts
 
 COMMANDS = ("erase", "batch", "interference", "generate", "score", "info", "methods")
 FAST = [part for name in ("contexts", "preserve_prompts") for part in ("--set", f"{name}={QUICK[name]}")]
@@ -269,6 +270,40 @@ def test_score_prints_a_table_or_json(erased, base_folder, scorer_folder, tmp_pa
     result = invoke(*arguments, "--json", tmp_path / "scores.json")
     assert result.exit_code == 0, result.output
     assert all(name in result.stdout for name in ("UA", "IRA", "CRA", "kappa"))
+    plain = json.loads((tmp_path / "scores.json").read_text())
+    assert "nonsense names taken for it" in result.stdout
+    assert ("not counted" in result.stdout) == ("does not seem to know" in result.stdout) == (plain["known"] is False)
     printed = invoke(*arguments, "--json", "-")
     assert json.loads(printed.stdout) == json.loads((tmp_path / "scores.json").read_text())
     assert json.loads(printed.stdout)["UA"]["after"]["n"] == 2
+
+
+def test_what_the_base_does_not_know_ends_with_2_and_is_no_success_with_force(
+    base_folder, scorer_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("concept_erase.perceptual._alexnet_distance", lambda: None)
+    monkeypatch.setattr("concept_erase.scores.Judges.taken", lambda self, images, concepts: {"Van Gogh": 0})
+    line = ["erase", "Van Gogh", "--anchor", "art", "-m", base_folder, "-n", 2, "--scorer", scorer_folder]
+    line += ["--steps", 1, "--set", "contexts=2", "--set", "preserve_prompts=20", "-o", tmp_path / "out"]
+    result = invoke(*line)
+    assert result.exit_code == 2
+    told = " ".join(result.stderr.split())
+    assert "does not seem to know 'Van Gogh': 0 of 24 of its pictures" in told
+    assert "use --force" in told
+    assert not list((tmp_path / "out").glob("*"))
+
+    def look(self, shots, images):
+        names = ["x" if s.erased else s.concept for s in shots]
+        return Verdicts(names, [s.context for s in shots], names, [1.0] * len(shots))
+
+    monkeypatch.setattr("concept_erase.scores.Judges.look", look)
+    result = invoke(*line, "--force")
+    assert result.exit_code == 0, result.output
+    told = " ".join(result.stdout.split())
+    assert "The base does not seem to know what was erased: 0 of 2 pictures are recognised as it before" in told
+    assert "UA: erased, not recognised 100.0 [34.2, 100.0] not counted 2" in told
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "The base does not seem to know what was erased" in card
+    assert "| UA: erased, not recognised | 100.0 [34.2, 100.0] | not counted | 2 |" in card
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["scores"]["known"] is False

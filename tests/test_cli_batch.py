@@ -76,7 +76,19 @@ def recorded(monkeypatch):
 
 def test_help_names_every_field_of_a_job_and_every_column(tmp_path):
     shown = flat(invoke("--help").stdout)
-    for option in ("pictures", "scorer", "steps", "guidance", "half", "joint", "strict", "model", "method", "set"):
+    for option in (
+        "pictures",
+        "scorer",
+        "steps",
+        "guidance",
+        "half",
+        "joint",
+        "strict",
+        "force",
+        "model",
+        "method",
+        "set",
+    ):
         assert f"--{option}" in shown
     for option in ("--dry-run", "--workers", "--progress", "--out", "--engine", "--address", "--kind"):
         assert option in shown
@@ -102,12 +114,12 @@ def test_wrong_usage_exits_with_2(arguments, tmp_path, monkeypatch):
 
 def test_every_option_reaches_the_job(csv, tmp_path, recorded):
     options = ["-m", "base", "--method", "encoder", "--set", "rank=3", "--set", "lr=none", "-n", 7, "--scorer", "judge"]
-    options += ["--steps", 9, "--guidance", 2.5, "--half", "--no-joint", "--workers", 2]
+    options += ["--steps", 9, "--guidance", 2.5, "--half", "--no-joint", "--force", "--workers", 2]
     result = invoke(csv, "-o", tmp_path / "out", *options)
     assert result.exit_code == 1, result.output
     assert recorded.job == Job(
         model="base", method="encoder", settings={"rank": "3", "lr": None}, pictures=7, scorer="judge", steps=9,
-        guidance=2.5, half=True, joint=False, strict=False,
+        guidance=2.5, half=True, joint=False, strict=False, force=True,
     )  # fmt: skip
     assert recorded.out == tmp_path / "out"
     assert [(e.target, e.kind.value) for e in recorded.listing.entries] == [("Twemoji", "style"), ("blob", "style")]

@@ -26,9 +26,16 @@ from conftest import (
 from filelock import FileLock
 from PIL import Image
 
-from concept_erase import Concept, erase
+from concept_erase import Concept, erase, erasure, knowledge, scores
 from concept_erase.adapter import Adapter
-from concept_erase.errors import BusyError, InputError, NumericalError, OutputError
+from concept_erase.errors import (
+    BusyError,
+    InputError,
+    NumericalError,
+    OutputError,
+    ResourceError,
+    UnknownConceptError,
+)  # fmt: skip
 from concept_erase.generate import Sampling
 from concept_erase.lowrank import LowRank
 from concept_erase.methods import Edit, available, make
@@ -108,7 +115,14 @@ def test_the_card_has_front_matter_and_names_the_files(erased):
 
 def test_scores_and_a_picture_come_with_a_scorer(base_folder, scorer_folder, tmp_path):
     outcome = erase(
-        TWEMOJI, base_folder, quick("uce"), out=tmp_path, n=3, scorer=str(scorer_folder), sampling=Sampling(2)
+        TWEMOJI,
+        base_folder,
+        quick("uce"),
+        out=tmp_path,
+        n=3,
+        scorer=str(scorer_folder),
+        sampling=Sampling(2),
+        force=True,
     )
     assert outcome.unscored is None
     report = json.loads((tmp_path / "report.json").read_text())
@@ -217,7 +231,7 @@ def test_an_edit_is_not_lost_to_a_prompt_that_only_the_scores_use(base_folder, m
     concept = Concept(" ".join("abcdefghijklmnop"), anchor="fluent")
     assert concept_prompts(model, concept, 20), "it fits every prompt of an edit, but not the longer ones of the scores"
     method = Counting()
-    scoring = {"n": 20, "scorer": str(scorer_folder), "sampling": Sampling(1)}
+    scoring = {"n": 20, "scorer": str(scorer_folder), "sampling": Sampling(1), "force": True}
     try:
         outcome = erase(concept, base_folder, method, out=tmp_path, **scoring)
     except InputError:
@@ -404,3 +418,175 @@ def test_other_work_in_the_same_folder_does_not_go_on_from_it(base_folder, inter
     shared = shutil.copytree(interrupted, tmp_path / "shared")
     with pytest.raises(KeyboardInterrupt):
         train(base_folder, shared, stop_at=1, **other)
+
+
+# -- whether the base knows it -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """Says how often pictures of a concept, and of nonsense, are taken for it: (own, null) per target, as shares."""
+    shares: dict[str, tuple[float, float]] = {}
+    nonsense: set[int] = set()
+
+    def generate(model, prompts, seeds, **_):
+        images = [Image.new("RGB", (16, 16)) for _ in prompts]
+        nonsense.update(id(i) for i, seed in zip(images, seeds, strict=True) if seed >= 900_000_000)
+        kept.extend(images)
+        return images
+
+    kept: list = []
+
+    def taken(self, images, concepts):
+        return {c.target: round(len(images) * shares[c.target][id(images[0]) in nonsense]) for c in concepts}
+
+    monkeypatch.setattr(knowledge, "generate", generate)
+    monkeypatch.setattr(scores.Judges, "taken", taken)
+    monkeypatch.setattr(erasure, "score", lambda *_, **__: None)
+    return shares
+
+
+def scored(base_folder, scorer_folder, concepts=TWEMOJI, n=8, **more):
+    return erase(
+        concepts, base_folder, more.pop("method", quick("uce")), n=n, scorer=str(scorer_folder), sampling=Sampling(1),
+        **more,
+    )  # fmt: skip
+
+
+def test_what_the_base_does_not_know_is_refused_before_any_work(base_folder, scorer_folder, judged, tmp_path):
+    judged.update({"twemoji": (0.4, 0.4), "pixel art": (1, 0), "blob": (0, 0)})
+    method = Counting()
+    concepts = [Concept(name, anchor="fluent") for name in judged]
+    with pytest.raises(UnknownConceptError) as refused:
+        scored(base_folder, scorer_folder, concepts, method=method, out=tmp_path / "out")
+    told = str(refused.value)
+    assert refused.value.exit_code == 2
+    assert "does not seem to know 'blob': 0 of 24" in told
+    assert "'twemoji': 10 of 24 of its pictures are" in told
+    assert "'pixel art'" not in told
+    assert told.endswith("--force (force=True in Python).")
+    assert method.calls == []
+    assert names_in(tmp_path / "out") == []
+
+
+def test_with_force_it_is_erased_and_the_report_says_so(base_folder, scorer_folder, judged, tmp_path):
+    judged["twemoji"] = (0, 0)
+    told = []
+    outcome = scored(base_folder, scorer_folder, out=tmp_path, force=True, tell=told.append)
+    (found,) = json.loads((tmp_path / "report.json").read_text())["knowledge"]
+    assert (found["state"], found["own"]["k"], found["nonsense"]["n"]) == ("unknown", 0, 24)
+    assert told == [outcome.notes[0]]
+    assert told[0].startswith("The base does not seem to know 'twemoji'")
+
+
+def test_what_it_knows_is_said_first(base_folder, scorer_folder, judged):
+    judged["twemoji"] = (1, 0.25)
+    method, told = Counting(), []
+    scored(base_folder, scorer_folder, method=method, tell=lambda text: told.append((text, list(method.calls))))
+    ((text, calls),) = told
+    assert text.startswith(
+        "The base knows 'twemoji': 8 of 8 of its pictures are recognised as it (at least 68%), 6 of 24"
+    )
+    assert calls == []
+
+
+@pytest.mark.parametrize(
+    ("own", "null", "n", "state", "looked"),
+    [(1, 0, 1, "known", 1), (1, 0.4, 3, "known", 24), (0, 0, 3, "unknown", 24), (0.25, 0.1, 200, "known", 96),
+     (0.1, 0.2, 200, "unknown", 32), (0.12, 0.1, 40, "unknown", 96), (0.1, 0.4, 24, "unknown", 24)],
+)  # fmt: skip
+def test_more_pictures_are_looked_at_where_the_first_leave_doubt(
+    model, scorer_folder, judged, own, null, n, state, looked
+):
+    judged["twemoji"] = (own, null)
+    judges = scores.Judges(model, [TWEMOJI], str(scorer_folder))
+    (found,) = knowledge.look(model, judges, [TWEMOJI], n).found
+    assert (found.state.value, found.own.n) == (state, looked)
+    assert (found.difference.low > 0) == (state == "known")
+
+
+def test_of_many_concepts_a_few_are_looked_at_more_closely(model, scorer_folder, judged):
+    concepts = [Concept(f"artist {a}{b}") for a in "abcde" for b in "vwxyz"]
+    judged.update({c.target: (0, 0) for c in concepts})
+    found = knowledge.look(model, scores.Judges(model, concepts, str(scorer_folder)), concepts, 50)
+    states = [k.state.value for k in found.found]
+    assert (states.count("unknown"), states.count("unsure")) == (knowledge.CLOSER, 25 - knowledge.CLOSER)
+    assert len(found.drawn) < 2 * 50 + 25 * knowledge.CLOSER + 100
+    sampled = knowledge.look(model, scores.Judges(model, concepts, str(scorer_folder)), concepts, 5)
+    assert sum(k.why == "of so many concepts only a sample is looked at" for k in sampled.found) == 20
+
+
+def test_the_own_pictures_are_those_of_the_scores_in_the_same_batches(model, scorer_folder, judged, monkeypatch):
+    judged["twemoji"] = (1, 0)
+    drawn = knowledge.look(model, scores.Judges(model, [TWEMOJI], str(scorer_folder)), [TWEMOJI], 40).drawn
+    first = [(s.prompt, s.seed) for s in scores.plan(model, [TWEMOJI], 40)[:32]]
+    assert list(drawn)[:32] == first
+    assert len(drawn) == 32 + scores.NULL
+
+
+def test_without_a_scorer_it_is_not_known_whether_the_base_knows_it(base_folder):
+    outcome = erase(TWEMOJI, base_folder, Counting(), n=0)
+    assert outcome.notes[0] == "It is not known whether the base knows 'twemoji': scoring was switched off."
+    outcome = erase(TWEMOJI, base_folder, Counting(), n=4)
+    assert outcome.notes[0].startswith("It is not known whether the base knows 'twemoji': no scorer was named")
+    assert outcome.report()["knowledge"][0]["state"] == "not looked"
+
+
+# -- scoring that fails --------------------------------------------------------------------------------------------
+
+FAULTS = {
+    "refused": (InputError("this base needs a picture to paint in."), "this base needs a picture to paint in"),
+    "memory": (ResourceError("memory does not suffice."), "memory does not suffice"),
+    "import": (ImportError("no torchvision"), "scoring failed (ImportError: no torchvision)"),
+    "anything": (IndexError("list index"), "scoring failed (IndexError: list index)"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_scoring_that_fails_never_costs_the_adapter(base_folder, scorer_folder, tmp_path, judged, monkeypatch, fault):
+    error, told = FAULTS[fault]
+    judged["twemoji"] = (1, 0)
+
+    def fail(*_, **__):
+        assert Adapter.load(tmp_path).concepts == (TWEMOJI,), "it is on disk by then"
+        raise error
+
+    monkeypatch.setattr(erasure, "score", fail)
+    outcome = scored(base_folder, scorer_folder, out=tmp_path)
+    assert outcome.unscored == told
+    assert json.loads((tmp_path / "report.json").read_text())["not_scored"] == told
+    assert f"Not scored: {told}." in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_drawing_that_fails_at_the_first_look_never_costs_the_adapter(
+    base_folder, scorer_folder, tmp_path, monkeypatch, fault
+):
+    error, told = FAULTS[fault]
+    asked = []
+
+    def fail(*_, **__):
+        asked.append(1)
+        raise error
+
+    monkeypatch.setattr(knowledge, "generate", fail)
+    outcome = scored(base_folder, scorer_folder, Concept("twemoji"), out=tmp_path)
+    assert (outcome.scores, outcome.unscored, len(asked)) == (None, told, 1)
+    assert outcome.notes[0] == f"It is not known whether the base knows 'twemoji': {told}."
+    assert Adapter.load(tmp_path).concepts[0].target == "twemoji"
+
+
+def test_an_interrupt_while_scoring_leaves_the_adapter_and_no_report(
+    base_folder, scorer_folder, tmp_path, judged, monkeypatch
+):
+    judged["twemoji"] = (1, 0)
+    scored(base_folder, scorer_folder, out=tmp_path)
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(erasure, "score", stop)
+    with pytest.raises(KeyboardInterrupt):
+        scored(base_folder, scorer_folder, out=tmp_path)
+    assert Adapter.load(tmp_path).concepts == (TWEMOJI,)
+    assert "report.json" not in names_in(tmp_path), "an earlier report would tell of other files"

@@ -100,7 +100,8 @@ def test_an_adapter_is_shown_with_its_pictures_scores_and_files():
     assert "Twemoji" in found.all("img")[0]["alt"]
     assert {"concepts/a-1/erase-a-uce.safetensors", "concepts/a-1/report.json"} <= set(found.links())
     for told in (
-        "Twemoji, erased", "style, becomes fluent", "9.9 MB", "gone", "flat", "strength 0.3: best of 7",
+        "Twemoji, erased", "style, becomes fluent", "9.9 MB", "not recognised in 24 pictures", "flat",
+        "strength 0.3: best of 7",
         "0 of 24 pictures are still recognised as Twemoji; at most 14%. Before, all were.",
         "22 of 24 pictures in other styles are still recognised; between 74% and 98%.",
         "23 of 24 of these pictures still show what they were asked to show; between 80% and 99%.",
@@ -181,8 +182,22 @@ def test_interference_is_shown_with_the_worst_pairs():
 
 
 def test_the_verdict_says_when_there_was_little_to_erase():
-    assert "hardly known before" in parsed(entry(scores=scores(ua=24, known=1))).text
-    assert "still there" in parsed(entry(scores=scores(ua=0))).text
+    assert "not known before" in parsed(entry(scores=scores(ua=24, known=1))).text
+    assert "still recognised" in parsed(entry(scores=scores(ua=0))).text
+
+
+def test_what_the_base_did_not_know_is_shown_as_no_success():
+    unknown = scores(ua=24, known=10) | {"nonsense": side(10)}
+    found = parsed(entry("a", scores=unknown), entry("b", scores=scores() | {"nonsense": side(2)}))
+    assert "not known before" in found.text
+    assert "The base does not seem to know a: 10 of 24 pictures are recognised as it before" in found.text
+    assert "what was erased; at most" not in found.text, "one known concept is no sum over all"
+    cards = [a for a in found.all("article") if "data-name" in a]
+    assert ["data-ua" in a for a in cards] == [False, True]
+    assert [a["class"] for a in found.all("span") if "verdict" in a.get("class", "")] == [
+        "verdict unknown",
+        "verdict none",
+    ]
 
 
 def test_the_folder_of_a_base_is_not_published():

@@ -1,4 +1,5 @@
 import itertools
+from types import SimpleNamespace
 
 import pytest
 from conftest import TWEMOJI, adapter_of, bits, random_changes
@@ -9,7 +10,8 @@ from concept_erase.concepts import Concept, Kind, prompts
 from concept_erase.errors import InputError, MissingModelError
 from concept_erase.generate import Sampling
 from concept_erase.model import open_model
-from concept_erase.scores import Judges, Shot, Verdicts, compare, plan, score
+from concept_erase.scores import NULL, Judges, Shot, Verdicts, compare, nonsense_shots, nulls, plan, score
+from concept_erase.statistics import rate
 from concept_erase.surroundings import surroundings
 
 BLANK = Image.new("RGB", (4, 4))
@@ -198,6 +200,9 @@ def drawn(monkeypatch):
             n = len(shots)
             return Verdicts(["x"] * n, ["x"] * n, ["x"] * n, [0.0] * n)
 
+        def taken(self, images, concepts):
+            return dict.fromkeys((c.target for c in concepts), len(images) // 2)
+
     monkeypatch.setattr(scores, "generate", generate)
     monkeypatch.setattr(scores, "Judges", Judges)
     return asked
@@ -208,18 +213,19 @@ def test_before_and_after_have_equal_prompts_and_seeds_and_only_after_is_edited(
     adapter = adapter_of(random_changes(model))
     untouched = bits(pipe)
     result = score(model, adapter, n=5, sampling=Sampling(3))
-    before, after = drawn
+    before, after, null = drawn
     assert before[:3] == after[:3]
     assert before[2] == Sampling(3)
     assert len(before[0]) == len(result.shots) == 10
     assert (before[3], after[3]) == ("", adapter.digest)
     assert before[4] == untouched != after[4]
-    assert bits(pipe) == untouched
+    assert bits(pipe) == untouched == null[4]
+    assert null[3] == "", "nonsense is drawn by the unedited base"
 
 
 def test_the_base_is_scored_against_itself_without_an_adapter(drawn, model):
     result = score(model, concepts=TWEMOJI, n=3)
-    assert len(drawn) == 1
+    assert [len(prompts) for prompts, *_ in drawn] == [6, NULL]
     assert result.images[0] == result.images[1]
 
 
@@ -243,3 +249,65 @@ def test_the_scorer_alone_judges_other_bases(model, scorer_folder):
     assert set(looked.concepts) <= {"twemoji", *TWEMOJI.preserve}
     assert set(looked.contexts) <= set(surroundings(model, TWEMOJI).contexts)
     assert all(-100 <= value <= 100 for value in looked.clip_scores)
+
+
+# -- what nonsense is taken for ------------------------------------------------------------------------------------
+
+
+def test_a_score_that_was_no_better_than_nonsense_is_not_known():
+    known = compare(FakeJudges(BEFORE, AFTER), SHOTS, [BLANK] * 9, [BLANK] * 9, rate(0, 24))
+    unknown = compare(FakeJudges(BEFORE, AFTER), SHOTS, [BLANK] * 9, [BLANK] * 9, rate(14, 24))
+    assert (known.known, unknown.known, compared(SHOTS, BEFORE, AFTER).known) == (True, False, None)
+    assert (known.as_dict()["known"], unknown.as_dict()["known"]) == (True, False)
+    assert unknown.as_dict()["controls"]["nonsense"]["k"] == 14
+
+
+def test_score_takes_its_own_null(drawn, model):
+    result = score(model, concepts=TWEMOJI, n=3)
+    assert (result.controls["nonsense"].k, result.controls["nonsense"].n) == (NULL // 2, NULL)
+    assert result.known is False
+
+
+def test_concepts_of_one_shape_share_their_nonsense_on_templates_that_no_edit_sees(model):
+    shots = nonsense_shots(model, TWEMOJI)
+    assert len(shots) == NULL == len({s.concept for s in shots})
+    assert shots == nonsense_shots(model, Concept("pinterest"[:7]))
+    assert shots != nonsense_shots(model, TWEMOJI, 1)
+    seen = set(prompts(TWEMOJI, "x", surroundings(model, TWEMOJI).contexts))
+    assert not any(s.prompt.replace(s.concept, "x") in seen for s in shots)
+    assert all(len(model.token_ids(s.concept)) > 3 for s in shots), "no word of the tokenizer's"
+
+
+def test_many_shapes_cost_no_more_pictures_than_a_few(model):
+    names = ("abcd", "abcdef", "abcdefghi", "Paul Klee", "Rembrandt van Rijn", "فان", "x y z", "Ван Гог", "葛飾北斋")
+    drawn = []
+
+    class Counting:
+        def taken(self, images, concepts):
+            return {c.target: 3 for c in concepts}
+
+    found = nulls(model, Counting(), [Concept(n) for n in names], lambda s: drawn.append(len(s)) or [BLANK] * len(s))
+    assert set(found) == set(names)
+    assert all(e.k == 3 for e in found.values())
+    assert len(drawn) <= 4
+
+
+def test_a_name_that_the_classifier_has_no_class_for_is_left_to_the_scorer(scorer_folder, monkeypatch, model):
+    class Net:
+        styles, objects = ["Twemoji"], ["cat"]
+
+        def name(self, images):
+            return ["Twemoji"] * len(images), ["cat"] * len(images)
+
+    monkeypatch.setattr(scores.Judge, "load", lambda folder: Net())
+    embedded = SimpleNamespace(is_embedded=True, name="embedded", family=model.family)
+    concepts = [TWEMOJI, Concept("steampunk")]
+    judges = Judges(embedded, concepts, str(scorer_folder))
+    images = [Image.new("RGB", (16, 16), colour) for colour in ("red", "white", "blue")]
+    taken = judges.taken(images, concepts)
+    zero_shot = judges.scorer.classify(judges.scorer.embed_images(images), judges.styles, scores.STYLE_PROBES)
+    assert taken == {"twemoji": 3, "steampunk": zero_shot.count("steampunk")}
+    assert judges.judge_of(TWEMOJI) != judges.judge_of(concepts[1])
+    assert "zero-shot) for other names" in judges.name
+    shots = [Shot("p", 0, name, "cat", True, True) for name in ("twemoji", "steampunk", "twemoji")]
+    assert judges.look(shots, images).concepts == ["Twemoji", zero_shot[1], "Twemoji"]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from concept_erase.statistics import Estimate, harmonic, kappa, mean, rate
+from concept_erase.statistics import Estimate, harmonic, kappa, mean, newcombe, rate
 
 counts = st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
@@ -117,3 +117,38 @@ def test_kappa_of_unequal_lengths_is_refused():
 
 def test_an_estimate_as_plain_values():
     assert Estimate(1 / 3, 9, 0.1, 0.5, 3).as_dict() == {"value": 0.3333, "n": 9, "low": 0.1, "high": 0.5, "k": 3}
+
+
+# -- differences of rates ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "low", "high"),
+    # Newcombe, Statistics in Medicine 17 (1998), table II, method 10
+    [((56, 70), (48, 80), 5.24, 33.39), ((9, 10), (3, 10), 17.05, 80.90), ((5, 56), (0, 29), -3.81, 19.26),
+     ((0, 10), (0, 20), -16.11, 27.75), ((10, 10), (0, 10), 60.75, 100.0)],
+)  # fmt: skip
+def test_newcombes_interval_has_the_published_values(a, b, low, high):
+    found = newcombe(rate(*a), rate(*b))
+    assert (found.low, found.high) == (pytest.approx(low, abs=0.02), pytest.approx(high, abs=0.02))
+
+
+@given(counts, counts)
+def test_a_difference_of_rates_mirrors_and_holds_its_value(a, b):
+    found, other = newcombe(rate(*a), rate(*b)), newcombe(rate(*b), rate(*a))
+    assert -100 <= found.low <= found.value <= found.high <= 100
+    assert found.low == pytest.approx(-other.high)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.05, 0.4])
+def test_two_equal_rates_are_seldom_told_apart(p):
+    def chance(k, n):
+        return math.comb(n, k) * p**k * (1 - p) ** (n - k)
+
+    wrong = sum(
+        chance(k, 32) * chance(j, 24)
+        for k in range(33)
+        for j in range(25)
+        if newcombe(rate(k, 32), rate(j, 24)).low > 0
+    )
+    assert wrong < 0.04

@@ -103,11 +103,50 @@ def test_nothing_hurt_is_said_too():
 
 @pytest.mark.parametrize(
     ("before", "after", "told"),
-    [(0, 100, "gone"), (0, 95, "gone"), (0, 90, "mostly gone"), (0, 60, "partly gone"), (0, 10, "still there"),
-     (50, 90, "mostly gone"), (20, 10, "still there"), (90, 100, "hardly known before"), (None, 100, "gone")],
+    [(0, 100, "not recognised in 100 pictures"), (0, 95, "rarely recognised"), (0, 60, "partly recognised"),
+     (0, 10, "still recognised"), (50, 90, "rarely recognised; before, in 50 of 100"),
+     (20, 10, "still recognised"), (90, 100, "not known before"), (None, 100, "not recognised in 100 pictures"),
+     (60, 100, "not recognised in 100 pictures; before, in 40 of 100")],
 )  # fmt: skip
 def test_a_verdict_counts_from_what_was_known_before(before, after, told):
     assert words.verdict(None if before is None else of(before, 100), of(after, 100)) == told
+
+
+@pytest.mark.parametrize(
+    ("known", "nonsense", "grade"),
+    [(100, 0, "none"), (100, 10, "none"), (15, 0, "none"), (3, 0, "unknown"), (40, 10, "unknown"), (0, 0, "unknown"),
+     (100, 24, "unknown")],
+)  # fmt: skip
+def test_what_was_no_better_than_nonsense_before_is_never_a_success(known, nonsense, grade):
+    before, after, null = of(100 - known, 100), of(100, 100), of(nonsense, 24)
+    assert words.grade(before, after, null) == grade
+    told = words.recognised(after, "x", before=before, nonsense=null)
+    assert told.startswith("The base does not seem to know x") == (grade == "unknown")
+    assert (words.verdict(before, after, null) == "not known before") == (grade == "unknown")
+    if grade == "unknown":
+        assert f"{known} of 100 pictures" in told
+        assert f"{nonsense} of 24 of nonsense names" in told
+
+
+def test_no_verdict_claims_more_than_was_counted():
+    told = {
+        words.verdict(of(a, 24), of(b, 24), null) for a in range(25) for b in range(25) for null in (None, of(0, 24))
+    }
+    assert not any("gone" in text for text in told)
+
+
+def test_knowledge_is_told_with_both_rates_or_that_it_is_not_known():
+    found = {"target": "Van Gogh", "state": "unknown", "own": of(0, 32), "nonsense": of(1, 24), "judge": "a judge"}
+    assert words.knowledge(found) == (
+        "The base does not seem to know 'Van Gogh': 0 of 32 of its pictures are recognised as it (at most 11%), "
+        "1 of 24 of nonsense names (between 1% and 20%); judged by a judge."
+    )
+    assert words.knowledge({**found, "state": "known", "own": of(32, 32)}).startswith(
+        "The base knows 'Van Gogh': 32 of"
+    )
+    assert "is not clear from so few" in words.knowledge({**found, "state": "unsure"})
+    nobody = {"target": "x", "state": "not looked", "own": None, "nonsense": None, "why": "scoring was switched off"}
+    assert words.knowledge(nobody) == "It is not known whether the base knows 'x': scoring was switched off."
 
 
 def test_moves_and_sizes():

@@ -98,17 +98,20 @@ def _card(entry: Entry, kind: str) -> dict[str, Any]:
         "not_scored": None if scores else entry.get("not_scored") or "scoring was switched off",
         "scores": [],
         "verdict": None,
+        "grade": None,
     }
     if scores:
         what = name if entry.get("target") else "what was erased"
         ua, ira, cra = scores["UA"], scores["IRA"], scores["CRA"]
+        null = scores.get("nonsense")
+        card["grade"] = words.grade(ua["before"], ua["after"], null)
         told = (
-            ("UA", ua, words.recognised(ua["after"], what, before=ua["before"])),
+            ("UA", ua, words.recognised(ua["after"], what, before=ua["before"], nonsense=null)),
             ("IRA", ira, words.kept(ira["after"], kind)),
             ("CRA", cra, words.shown(cra["after"], kind)),
         )
         card["scores"] = [{"name": n, "text": text, **sides, **_interval(sides["after"])} for n, sides, text in told]
-        card["verdict"] = words.verdict(ua["before"], ua["after"])
+        card["verdict"] = words.verdict(ua["before"], ua["after"], null)
     return card
 
 
@@ -186,7 +189,8 @@ def _is_path(name: str) -> bool:
 
 def _over_all(cards: Sequence[Mapping[str, Any]]) -> str | None:
     """One sentence over all concepts that were scored."""
-    counts = [words.count(card["scores"][0]["after"]) for card in cards if card["scores"]]
+    known = [card for card in cards if card["scores"] and card["grade"] != "unknown"]
+    counts = [words.count(card["scores"][0]["after"]) for card in known]
     if len(counts) < 2:
         return None
     estimate = rate(sum(k for k, _ in counts), sum(n for _, n in counts)).as_dict()

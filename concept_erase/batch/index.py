@@ -35,7 +35,7 @@ def build(
     entries = []
     for unit in plan.units:
         entry = unit.entry.model_dump(mode="json")
-        outcome = {k: v for k, v in outcomes[unit.key].items() if k != "key"}
+        outcome = {k: v for k, v in outcomes[unit.key].items() if k not in ("key", "unknown")}
         entries.append({"row": unit.row, **entry, **_nothing(), **outcome})
         if outcome["state"] == "failed":
             entries[-1]["anchor"] = unit.entry.anchor
@@ -80,5 +80,5 @@ def _members(joint: Joint, outcomes: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def _nothing() -> dict[str, Any]:
-    names = ("error", "folder", "adapter", "rank", "bytes", "picture", "scores", "not_scored")
+    names = ("error", "folder", "adapter", "rank", "bytes", "picture", "scores", "knowledge", "not_scored")
     return {**dict.fromkeys(names), "notes": []}

@@ -113,7 +113,8 @@ def plan(listing: Listing, job: Job, out: Path) -> Plan:
     joints = []
     for tag, members in groups.items():
         keys = {unit.key for unit in members}
-        key = digest("joint", tag, common, [unit.key for unit in members])
+        forced = ["force"] if job.force else []  # it has other members then
+        key = digest("joint", tag, common, [unit.key for unit in members], *forced)
         held = tuple(c.key for c in chunks if isinstance(methods[_method(c)], Additive) and keys & _keys(c))
         joints.append(Joint(tag, key, f"joint/{file_name([tag], also=[key])}", tuple(members), held))
     return Plan(Setup(out, job), listing, base, tuple(chunks), tuple(joints))
@@ -225,7 +226,10 @@ class _Batch:
         try:
             record = json.loads(record_file(self.setup, chunk.key).read_text())
             states = {o["key"]: o["state"] for o in record["outcomes"]}
+            refused = any(o.get("unknown") for o in record["outcomes"])
         except (OSError, ValueError, KeyError, TypeError):
+            return None
+        if refused and self.setup.job.force:  # what was refused is made now; what is done is found done
             return None
         for unit in chunk.units:
             if states.get(unit.key) != "failed" and finished(self.setup.out / unit.folder, unit.key) is None:

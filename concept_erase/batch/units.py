@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from concept_erase import __version__, embedded
-from concept_erase.errors import InputError, NumericalError
+from concept_erase.errors import InputError, NumericalError, UnknownConceptError
 from concept_erase.files import atomic_write
 from concept_erase.schema import Entry, Job
 
@@ -224,7 +224,8 @@ def _chunk(setup: Setup, chunk: Chunk) -> dict[str, Any]:
         try:
             outcome, part = _unit(setup, unit, wanted)
         except (InputError, NumericalError) as error:  # of this concept; what concerns the machine ends the batch
-            outcome, part = {"state": "failed", "error": str(error)}, None
+            unknown = {"unknown": True} if isinstance(error, UnknownConceptError) else {}
+            outcome, part = {"state": "failed", "error": str(error), **unknown}, None
         outcomes.append({"key": unit.key, **outcome})
         if part is not None:
             gathered[unit.key] = part
@@ -255,15 +256,16 @@ def _unit(setup: Setup, unit: Unit, wanted: bool) -> tuple[dict[str, Any], Any]:
     if report:
         return outcome_of(unit.folder, report), work.method.gather(work.model, members_of(report)[0])  # type: ignore[attr-defined]
     _clean(folder)
+    work.check([unit.entry.concept])
+    told = work.look([unit.entry.concept], force=setup.job.force)
     concept, reason = work.anchored(unit.entry.concept, unit.taken)
-    work.check([concept])
     if isinstance(work.method, Additive):
         gathered = work.method.gather(work.model, concept)
         edit = work.method.finish(work.model, [concept], gathered)
     else:
         gathered = None
         edit = work.method.edit(work.model, [concept], Run(None, folder / ".training.pt"))
-    report = _written(setup, unit.folder, unit.key, work.completed([concept], edit, [reason]))
+    report = _written(setup, unit.folder, unit.key, work.completed([concept], edit, [*told, reason]))
     return outcome_of(unit.folder, report), gathered if wanted else None
 
 
@@ -291,9 +293,18 @@ def outcome_of(folder: str, report: dict[str, Any]) -> dict[str, Any]:
         "rank": report["rank"],
         "bytes": report["bytes"][adapter],
         "picture": report["files"].get("picture"),
-        "scores": {name: scores[name] for name in ("UA", "IRA", "CRA", "H")} if scores else None,
+        "scores": _told(scores) if scores else None,
+        "knowledge": report["knowledge"],
         "not_scored": report["not_scored"],
         "notes": report["notes"],
+    }
+
+
+def _told(scores: dict[str, Any]) -> dict[str, Any]:
+    """The scores that the index tells, with what tells whether there was anything to erase."""
+    return {
+        **{name: scores[name] for name in ("UA", "IRA", "CRA", "H")},
+        "nonsense": scores["controls"].get("nonsense"),
     }
 
 

@@ -78,6 +78,7 @@ def batch(
     half: Annotated[bool, typer.Option("--half", help="Store the adapters in float16.")] = False,
     joint: Annotated[bool, typer.Option(help="Make one adapter per tag and one for the whole list as well.")] = True,
     strict: Annotated[bool, typer.Option("--strict", help="Stop when any row has a problem or a warning.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Erase also what the base does not seem to know.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show rows, plan, time and disk; erase nothing.")] = False,
     workers: Annotated[
         int | None,
@@ -101,7 +102,7 @@ def batch(
     listing = read_list(file, defaults={"kind": kind, "anchor": anchor})
     values = {
         "model": model, "method": method, "settings": settings_from(setting), "pictures": n, "scorer": scorer,
-        "steps": steps, "guidance": guidance, "half": half, "joint": joint, "strict": strict,
+        "steps": steps, "guidance": guidance, "half": half, "joint": joint, "strict": strict, "force": force,
     }  # fmt: skip
     job = build(Job, values)
     count = workers or _workers()
@@ -220,6 +221,8 @@ def _show_plan(plan: Estimate, job: Job, workers: int) -> None:
 
 
 def _show_index(index: dict[str, Any], out: Path) -> None:
+    from concept_erase import words
+
     failed = [entry for entry in index["entries"] if entry["state"] == "failed"]
     for entry in failed:
         event(event="failed", row=entry["row"], target=entry["target"], message=entry["error"])
@@ -240,9 +243,16 @@ def _show_index(index: dict[str, Any], out: Path) -> None:
         if joint["state"] == "failed":
             table.add_row(escape(joint["tag"]), f"{len(joint['members']):,}", "failed", "", "", "", "")
             continue
+        found = joint["scores"] or {}
+        hollow = bool(found) and not words.knew(found["UA"]["before"], found["nonsense"])
         scores = [
-            f"{s['after']['value']:.1f} [{s['after']['low']:.1f}, {s['after']['high']:.1f}]" if (s := of) else ""
-            for of in ((joint["scores"] or {}).get(name) for name in headings[4:])
+            "not known"
+            if hollow and name == "UA"
+            else f"{s['after']['value']:.1f} [{s['after']['low']:.1f}, {s['after']['high']:.1f}]"
+            if (s := of)
+            else ""
+            for name in headings[4:]
+            for of in (found.get(name),)
         ]
         numbers = (f"{len(joint['members']):,}", str(joint["rank"]), f"{joint['bytes'] / 1024:,.0f}")
         table.add_row(escape(joint["tag"]), *numbers, *scores)

@@ -20,7 +20,9 @@ from concept_erase.cli.common import (
     SettingOption,
     StepsOption,
     console,
+    errors,
     event,
+    for_programs,
     say,
     settings_from,
 )
@@ -60,6 +62,7 @@ def erase(
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse what would be a warning about the concepts.")
     ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Erase also what the base does not seem to know.")] = False,
     report: Annotated[
         Path | None, typer.Option("--json", help="Write the report to this file as well; - prints it alone.")
     ] = None,
@@ -83,6 +86,7 @@ def erase(
     with telling(quiet=to_stdout) as progress:
         import torch
 
+        from concept_erase import words
         from concept_erase.adapter import slug
         from concept_erase.erasure import erase as run
         from concept_erase.files import atomic_write
@@ -99,7 +103,9 @@ def erase(
             sampling=Sampling(steps, guidance),
             dtype=torch.float16 if half else torch.float32,
             strict=strict,
+            force=force,
             progress=progress,
+            tell=None if to_stdout else _tell,
         )
     event(event="done", folder=str(folder))
     text = json.dumps(erasure.report(), indent=2, ensure_ascii=False)
@@ -108,8 +114,11 @@ def erase(
         return
     if report:
         atomic_write(report, text + "\n")
+    told = len(erasure.knowledge) if _told_at_once() else 0
+    seen = {words.knowledge(k.as_dict()) for k in erasure.knowledge[:told]}
     for note in erasure.notes:
-        say(note)
+        if note not in seen:
+            say(note)
     if erasure.scores:
         _print_scores(erasure.scores)
     else:
@@ -118,6 +127,17 @@ def erase(
     for role, path in erasure.files.items():
         size = path.stat().st_size
         console.print(f"  {role:<13} {path}  ({size / 1024:,.0f} KiB)", highlight=False, markup=False, soft_wrap=True)
+
+
+def _tell(text: str) -> None:
+    """What is known before the work begins; where nobody watches, the notes at the end say it."""
+    event(event="note", message=text)
+    if _told_at_once():
+        errors.print(f"  {escape(text)}", highlight=False)
+
+
+def _told_at_once() -> bool:
+    return errors.is_terminal and console.is_terminal and not for_programs()
 
 
 def generate(
@@ -219,7 +239,9 @@ def list_methods() -> None:
 
 
 def _print_scores(scores: Scores) -> None:
-    from concept_erase.card import MEANINGS
+    from concept_erase.card import HOLLOW, MEANINGS, NONSENSE, NOT_COUNTED, unknown
+
+    told = unknown(scores)
 
     table = Table(title="Per cent, with 95% intervals", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("score", no_wrap=True)
@@ -227,9 +249,12 @@ def _print_scores(scores: Scores) -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     for name, meaning in MEANINGS.items():
         before, after = scores.before[name], scores.after[name]
-        style = "bold" if name in ("UA", "IRA", "CRA", "H") else None
-        table.add_row(meaning, str(before), str(after), str(after.n), style=style)
+        hollow = bool(told) and name in HOLLOW
+        style = "dim" if hollow else "bold" if name in ("UA", "IRA", "CRA", "H") else None
+        table.add_row(meaning, str(before), NOT_COUNTED if hollow else str(after), str(after.n), style=style)
     console.print()
+    if told:
+        say(f"warning: {told}")
     console.print(table)
     null, positive = scores.controls["null"], scores.controls["positive"]
     change = scores.change
@@ -239,6 +264,9 @@ def _print_scores(scores: Scores) -> None:
     ]
     lines.append(f"controls on the unedited base: target recognised {positive}")
     lines.append(f"                               others taken for it {null}")
+    if "nonsense" in scores.controls:
+        floor = ", the style floor" if any(s.style for s in scores.shots) else ""
+        lines.append(f"                               {NONSENSE} {scores.controls['nonsense']}{floor}")
     if "lpips_erased" in change:
         lines.append(
             f"LPIPS before to after: erased {change['lpips_erased'].value:.3f}, kept {change['lpips_kept'].value:.3f}"

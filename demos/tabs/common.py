@@ -14,7 +14,7 @@ import gradio as gr
 from concept_erase.errors import ConceptEraseError
 
 from .. import view
-from ..jobs import CANCELLED, DONE, ENDED, FAILED, Job
+from ..jobs import CANCELLED, DONE, ENDED, FAILED, Job, unknown
 from ..library import Item, zipped
 from ..studio import Studio
 
@@ -121,8 +121,10 @@ class Panel:
             told = view.message("Cancelled. Nothing was changed; pictures that were drawn are kept for the next time.")
             return [job.id, self._state(CANCELLED, told), *ending, *hidden]
         if job.state == FAILED:
-            told = view.message(view.capital(job.message or "it failed without a reason."), bad=True)
-            return [job.id, self._state(FAILED, told), *ending, *hidden]
+            why = unknown(job)  # then the tab offers to go on all the same
+            told = view.message(view.capital(why or job.message or "it failed without a reason."), bad=True)
+            state = FAILED if why is None else "unknown"
+            return [job.id, self._state(state, told), *ending, *hidden]
         top, rest, item = self._result(job)
         told = view.message(view.capital(job.message)) if job.message else ""
         paths = downloads(self.studio, item) if item and self.files else [None] * len(self.files)

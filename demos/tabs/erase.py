@@ -8,9 +8,10 @@ import gradio as gr
 
 from concept_erase import embedded
 from concept_erase.concepts import Kind
+from concept_erase.errors import InputError
 
 from .. import results, view
-from ..jobs import Job
+from ..jobs import Job, unknown
 from ..library import Item
 from ..models import is_sensitive, tile_prompts
 from .common import DRAWING, LIGHT, Panel, Place
@@ -102,6 +103,7 @@ def build(place: Place) -> None:
         )
 
     panel = Panel(place, "erase", result)
+    anyway = gr.Button("Erase it all the same", visible=False, elem_id="erase-anyway", elem_classes="ce-small")
 
     def at_hand(kind: str) -> list[tuple[str, Any]]:
         return studio.generators.tiles_at_hand(Kind(kind)) if kind in list(Kind) else []
@@ -129,6 +131,22 @@ def build(place: Place) -> None:
         except Exception as error:
             return panel.failed(error)
 
+    def refused(key: str) -> Any:
+        """The button is there while the generator is said not to know the concept."""
+        try:
+            return gr.update(visible=unknown(studio.queue.get(key)) is not None)
+        except InputError:
+            return gr.update(visible=False)
+
+    def force(key: str) -> list[Any]:
+        """What was refused, once more, as it was asked for then."""
+        try:
+            return panel.show(studio.forced(key))
+        except Exception as error:
+            return panel.failed(error)
+
+    panel.status.change(refused, panel.job, anyway, **LIGHT)
+    anyway.click(force, panel.job, panel.outputs, **LIGHT)
     kind.change(change_kind, [kind, place.model], [tiles, target, preserve], **LIGHT).then(
         draw, [kind, place.model, target], tiles, **DRAWING
     )
