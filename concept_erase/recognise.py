@@ -1,4 +1,4 @@
-"""Does a generator know a style? Own pictures beside what the generator draws in each style, by the CLIP scorer."""
+"""Does a generator know a style? By a fitted classifier on the embedded one, else beside what the generator draws."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from concept_erase import embedded
+from concept_erase import embedded, known_styles
 from concept_erase.clip import Scorer, load_scorer
 from concept_erase.concepts import PROFILES, Kind, fill
 from concept_erase.errors import InputError, MissingModelError
@@ -30,10 +30,9 @@ MOST = 500  # pictures of one question
 
 
 class Verdict(StrEnum):
-    """How near own pictures are to the nearest style of a generator."""
+    """Whether a generator knows the style of own pictures."""
 
     KNOWS = "knows"
-    SIMILAR = "similar"
     UNKNOWN = "unknown"
 
 
@@ -41,17 +40,19 @@ class Verdict(StrEnum):
 class Recognition:
     """The answer, with what it rests on.
 
-    A picture's closeness to a style is the mean cosine to the generator's own pictures of it, after what all styles
-    share was taken away; that of a set is the mean over its pictures.
+    On the embedded generator closeness is the share, 0 to 1, that `known_styles` gives to a style, the mean over the
+    pictures; the bounds were measured on art of many styles, known and foreign. On other generators it is the mean
+    cosine to the generator's own pictures of the style, after what all styles share was taken away, and the bounds come
+    from these pictures alone.
 
     Attributes:
-        verdict: "knows": the set is as close as the style's own pictures are to each other (5% quantile, leave-one-out)
-            and closer than a style that the generator lacks gets to its nearest (95% quantile, leaving out one style
-            at a time). "similar": at least as close as such a lacking style usually is. "unknown": neither.
-        nearest: The style that it is about.
+        verdict: "knows": closeness reaches `knows_from`. Else "unknown", however near the nearest style is.
+        nearest: The style that is nearest; what the verdict is about.
         ranking: All styles with their closeness, nearest first.
         closeness: Of the nearest style.
-        knows_from, similar_from: The two bounds.
+        knows_from: Where "knows" begins.
+        own: 5% and 95% quantiles of what sets in a style of the generator reach.
+        foreign: The same of sets in styles that it lacks, to the style that is then nearest.
         named: How many of the pictures the scorer names so from text alone.
         pictures: How many own pictures there were.
     """
@@ -61,7 +62,8 @@ class Recognition:
     ranking: tuple[tuple[str, float], ...]
     closeness: float
     knows_from: float
-    similar_from: float
+    own: tuple[float, float]
+    foreign: tuple[float, float]
     named: int
     pictures: int
 
@@ -107,16 +109,28 @@ def album(
     names = tuple(styles or (embedded.styles() if model.is_embedded else PROFILES[Kind.STYLE].neighbours))
     if len(names) < 3 or n < 4:
         raise InputError(f"{len(names)} styles of {n} pictures cannot be calibrated; use at least 3 of 4.")
-    known = embedded.objects() if model.is_embedded else OBJECTS
-    objects = [name for name in OBJECTS if name in known]
-    slots = [(TEMPLATES[i % len(TEMPLATES)], objects[i % len(objects)]) for i in range(n)]
-    prompts = [fill(template, name, thing) for name in names for template, thing in slots]
+    prompts = [prompt for name in names for prompt in _prompts(model, name, n)]
     seeds = [i % n for i in range(len(prompts))]
     drawn = generate(model, prompts, seeds, sampling=sampling, progress=progress, what="pictures of each style")
     images = tuple(drawn[i * n : (i + 1) * n] for i in range(len(names)))
     raw = judge.embed_images(drawn).split(n)
     centre = torch.stack([vectors.mean(0) for vectors in raw]).mean(0)
     return Album(names, images, centre, tuple(_around(vectors, centre) for vectors in raw))
+
+
+def drawings(
+    model: Source, style: str, n: int, *, sampling: Sampling = Sampling(), progress: Progress | None = None
+) -> list[Image.Image]:
+    """n pictures that a generator draws in a style, the same every time."""
+    model = open_model(model)
+    prompts = _prompts(model, style, n)
+    return generate(model, prompts, range(n), sampling=sampling, progress=progress, what=f"pictures of {style}")
+
+
+def _prompts(model: Model, style: str, n: int) -> list[str]:
+    known = embedded.objects() if model.is_embedded else OBJECTS
+    objects = [name for name in OBJECTS if name in known]
+    return [fill(TEMPLATES[i % len(TEMPLATES)], style, objects[i % len(objects)]) for i in range(n)]
 
 
 def recognise(
@@ -132,7 +146,7 @@ def recognise(
 
     Args:
         images: Own pictures, at least one, all of one style.
-        known: The generator's album, when it is at hand.
+        known: The generator's album, when it is at hand. The embedded generator needs none.
     Raises:
         InputError: no picture, or too many.
     """
@@ -140,31 +154,40 @@ def recognise(
         raise InputError(f"{len(images)} pictures were given; use between 1 and {MOST}.")
     model = open_model(model)
     judge = _scorer(model, scorer)
-    book = known or album(model, scorer=scorer, sampling=sampling, progress=progress)
-    raw = judge.embed_images([_on_white(image) for image in images])
-    vectors = _around(raw, book.centre)
-    ranking = sorted(
-        ((name, _mean(vectors @ theirs.T)) for name, theirs in zip(book.styles, book.vectors, strict=True)),
-        key=lambda pair: -pair[1],
-    )
+    squares = [_on_white(image) for image in images]
+    raw = judge.embed_images(squares)
+    if model.is_embedded and scorer is None and (known is None or known.styles == embedded.styles()):
+        fitted = known_styles.load()
+        ranking = _ranked(fitted.styles, fitted.shares(squares).mean(0).tolist())
+        knows_from, own, foreign = fitted.knows_from, fitted.own, fitted.foreign
+    else:
+        book = known or album(model, scorer=scorer, sampling=sampling, progress=progress)
+        vectors = _around(raw, book.centre)
+        ranking = _ranked(book.styles, [float((vectors @ theirs.T).mean()) for theirs in book.vectors])
+        knows_from, own, foreign = bounds(book, ranking[0][0], len(images))
     nearest, closeness = ranking[0]
-    own, lacking, usual = bounds(book, nearest, len(images))
-    knows_from = max(own, lacking)
-    similar_from = min(usual, knows_from)
     verdict = Verdict.KNOWS if closeness >= knows_from else Verdict.UNKNOWN
-    if verdict is Verdict.UNKNOWN and closeness >= similar_from:
-        verdict = Verdict.SIMILAR
-    words = judge.classify(raw, book.styles, STYLE_PROBES)
+    words = judge.classify(raw, [name for name, _ in ranking], STYLE_PROBES)
     named = sum(word == nearest for word in words)
-    return Recognition(verdict, nearest, tuple(ranking), closeness, knows_from, similar_from, named, len(images))
+    return Recognition(verdict, nearest, ranking, closeness, knows_from, own, foreign, named, len(images))
 
 
-def bounds(book: Album, style: str, size: int) -> tuple[float, float, float]:
-    """What closeness means for a set of `size` pictures.
+def _ranked(styles: Sequence[str], closeness: Sequence[float]) -> tuple[tuple[str, float], ...]:
+    return tuple(sorted(zip(styles, closeness, strict=True), key=lambda pair: -pair[1]))
+
+
+Range = tuple[float, float]
+
+
+def bounds(book: Album, style: str, size: int) -> tuple[float, Range, Range]:
+    """What closeness means for a set of `size` pictures, from the generator's own pictures alone.
+
+    A style that was taken out of the album stands for one that the generator lacks. That says little of styles unlike
+    all of them, so "knows" takes more than any of these got.
 
     Returns:
-        The 5% quantile of sets of the style's own pictures, each left out of what it is compared with; the 95% and the
-        25% quantile of sets of a style that was taken out of the album, compared with their then nearest style.
+        Where "knows" begins; the 5% and 95% quantiles of sets of the style's own pictures, each left out of what it is
+        compared with; and those of sets of a style that was taken out, compared with their then nearest style.
     """
     rng = random.Random(0)
     matrices = [[ours @ theirs.T for theirs in book.vectors] for ours in book.vectors]
@@ -179,15 +202,16 @@ def bounds(book: Album, style: str, size: int) -> tuple[float, float, float]:
             chosen = [rng.randrange(len(per_picture)) for _ in range(size)]
             foreign.append(per_picture[chosen].mean(0).max().item())
     foreign.sort()
-    return own[int(0.05 * len(own))], foreign[int(0.95 * len(foreign))], foreign[int(0.25 * len(foreign))]
+    return max(_middle(own)[0], foreign[-1]), _middle(own), _middle(foreign)
+
+
+def _middle(ordered: Sequence[float]) -> Range:
+    """5% and 95% quantiles."""
+    return ordered[int(0.05 * len(ordered))], ordered[int(0.95 * len(ordered))]
 
 
 def _drawn(values: Sequence[float], size: int, rng: random.Random) -> float:
     return sum(rng.choices(values, k=size)) / size
-
-
-def _mean(matrix: Tensor) -> float:
-    return float(matrix.mean())
 
 
 def _around(vectors: Tensor, centre: Tensor) -> Tensor:

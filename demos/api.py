@@ -96,7 +96,8 @@ def calls(studio: Studio) -> list[Any]:
             "nearest": r.nearest,
             "closeness": r.closeness,
             "knows_from": r.knows_from,
-            "similar_from": r.similar_from,
+            "own": list(r.own),
+            "foreign": list(r.foreign),
             "ranking": [list(pair) for pair in r.ranking],
             "refused": found.refused,
         }

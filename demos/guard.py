@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 MOST_BODY = 2**20  # bytes of one call; files come by upload
-MOST_UPLOAD = 256 * 2**20  # bytes of one upload of several files
+MOST_UPLOAD = 2**30  # bytes of one upload of several files
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
 # Gradio compiles its templates in the page, hence eval; nothing at all may come from or go to another host.

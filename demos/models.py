@@ -8,7 +8,7 @@ import re
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 LONGEST_SOURCE = 1000
 WARM_AFTER = 2.0  # seconds
+SHOWN = 8  # pictures of the style that is nearest to own ones
 TILE_OBJECTS = (
     "cat", "rocket", "pizza", "house", "tulip", "guitar", "car", "penguin", "umbrella", "crown", "mushroom", "ghost",
 )  # fmt: skip
@@ -178,27 +179,56 @@ class Generators:
         paths: Sequence[Path],
         source: str,
         scorer: str | None,
-        progress: Callable[[int, int, str], None] | None = None,
+        progress: Callable[[int, int, str], None],
+        stopped: Callable[[], bool],
     ) -> tuple[Recognition, list[Image.Image]]:
-        """Whether the generator knows the style of some pictures, and what it draws in the nearest one."""
+        """Whether the generator knows the style of some pictures, and what it draws in the nearest one.
+
+        Args:
+            progress: Done, in all (0: not counted), and what, from the first moment on.
+            stopped: Asked at every denoising step, and while another drawing is waited for.
+        Raises:
+            StoppedError: it said so; the generators are free again.
+        """
         from PIL import Image
 
         from concept_erase.generate import Sampling
-        from concept_erase.recognise import album, recognise
+        from concept_erase.recognise import album, drawings, recognise
 
+        sampling = Sampling(self.steps, batch=4)
         key = (source, scorer or "", self.steps)
-        with self._lock:
+        with self._turn(progress, stopped):
+            progress(0, 0, "Opening the generator")
             model = self.open(source)
-            if key not in self._albums:
-                sampling = Sampling(self.steps, batch=8)
-                self._albums[key] = album(model, scorer=scorer, sampling=sampling, progress=progress)
-            book = self._albums[key]
             pictures = []
             for path in paths:
                 with Image.open(path) as image:
                     pictures.append(image.convert("RGB"))
-            found = recognise(pictures, model, scorer=scorer, known=book)
-        return found, book.images[book.styles.index(found.nearest)]
+            with _stoppable(model, stopped):
+                fitted = model.is_embedded and scorer is None
+                if not fitted and key not in self._albums:
+                    self._albums[key] = album(model, scorer=scorer, sampling=sampling, progress=progress)
+                progress(0, 0, "Looking at your pictures")
+                book = self._albums.get(key)
+                found = recognise(pictures, model, scorer=scorer, known=book)
+                if book:
+                    return found, book.images[book.styles.index(found.nearest)]
+                return found, drawings(model, found.nearest, SHOWN, sampling=sampling, progress=progress)
+
+    @contextlib.contextmanager
+    def _turn(self, progress: Callable[[int, int, str], None], stopped: Callable[[], bool]) -> Iterator[None]:
+        """The lock, waited for in words."""
+        if not self._lock.acquire(timeout=0.2):
+            progress(0, 0, "Waiting for another drawing to end")
+            while not self._lock.acquire(timeout=0.2):
+                if stopped():
+                    raise StoppedError
+        try:
+            if stopped():
+                raise StoppedError
+            yield
+        finally:
+            self._lock.release()
 
     def seen(self, source: str, images: Sequence[Image.Image]) -> list[str]:
         """What the embedded judge takes pictures for, in words; "" on other generators, which have no judge."""
@@ -233,6 +263,25 @@ class Generators:
     def _tile(self, name: str) -> Path:
         weights = embedded.sha256(embedded.folder() / "manifest.json")[:12]
         return self.folder / f"{weights}-{name.replace(' ', '-')}.png"
+
+
+class StoppedError(Exception):
+    """Somebody no longer wants what was being drawn."""
+
+
+@contextlib.contextmanager
+def _stoppable(model: Model, stopped: Callable[[], bool]) -> Iterator[None]:
+    """Drawing ends with `StoppedError` before the next denoising step once `stopped` says so."""
+
+    def ask(*_: object) -> None:
+        if stopped():
+            raise StoppedError
+
+    hook = model.pipe.unet.register_forward_pre_hook(ask)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def save(image: Image.Image, path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,8 @@ from concept_erase.schema import Job as Settings
 from . import forms
 from .jobs import Job, Queue, job_id
 from .library import Item, Library
-from .models import Drawn, Generators, check_source
-from .uploads import emptied, take_pictures
+from .models import Drawn, Generators, StoppedError, check_source
+from .uploads import PICTURE_BYTES, emptied, keep_picture, open_picture, own_file, some_pictures
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from concept_erase.recognise import Recognition
 
 MOST_TARGETS, MOST_PRESERVED, MOST_PICTURES, LONGEST_PROMPT = 40, 200, 2000, 1000
+MOST_LOOKED = 1000  # pictures whose kept copies are remembered
 MOST_SETTING = 200  # characters of one setting's value
 SCORER_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}:[A-Za-z0-9][\w.-]{0,95}")
 
@@ -83,6 +84,7 @@ class Studio:
         for name in ("erasures", "batches", "uploads", "jobs"):
             (self.root / name).mkdir(parents=True, exist_ok=True)
         self.uploads = self.root / "uploads"
+        self._looked: dict[tuple[str, int, int], Path] = {}
         self.library = Library(self.root)
         self.generators = Generators(self.root / "tiles", defaults.steps)
         self.queue = Queue(self.root, self.command, self.finished)
@@ -227,20 +229,56 @@ class Studio:
 
     # -- own pictures ------------------------------------------------------------------------------------------
 
+    def look(self, path: object) -> Path:
+        """One uploaded picture, checked and kept as pixels alone; a second look at the same file costs nothing.
+
+        Raises:
+            InputError: it cannot be used.
+        """
+        file = own_file(path, self.uploads, PICTURE_BYTES)
+        status = file.stat()
+        key = (str(file), status.st_mtime_ns, status.st_size)
+        kept = self._looked.get(key)
+        if kept is None or not kept.is_file():
+            kept = keep_picture(open_picture(file), self.uploads / "pictures")
+            if len(self._looked) >= MOST_LOOKED:
+                self._looked.clear()
+            self._looked[key] = kept
+        return kept
+
     def recognise(
-        self, paths: object, model: object = "", scorer: object = None, progress: Progress | None = None
+        self,
+        paths: object,
+        model: object = "",
+        scorer: object = None,
+        progress: Progress = lambda *_: None,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> Found:
         """Whether the generator knows the style of uploaded pictures.
 
+        Args:
+            progress: Done, in all (0: not counted), and what.
+            stopped: Asked again and again; once it says so, all ends within a denoising step.
         Raises:
             InputError: no usable picture among them.
+            StoppedError: `stopped` said so.
         """
-        kept, refused = take_pictures(paths, self.uploads, self.uploads / "pictures")
+        kept: dict[Path, None] = {}
+        refused = []
+        listed = some_pictures(paths)
+        for number, path in enumerate(listed):
+            if stopped():
+                raise StoppedError
+            progress(number, len(listed), "Reading your pictures")
+            try:
+                kept[self.look(path)] = None
+            except InputError as error:
+                refused.append(str(error))
         if not kept:
             raise InputError(" ".join(refused))
         source = check_source(model, local=self.local)
-        recognition, drawn = self.generators.recognise(kept, source, self.scorer(scorer), progress)
-        return Found(recognition, drawn, kept, refused)
+        recognition, drawn = self.generators.recognise(list(kept), source, self.scorer(scorer), progress, stopped)
+        return Found(recognition, drawn, list(kept), refused)
 
     # -- draw --------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import shutil
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +16,19 @@ from PIL import Image, ImageFile
 from concept_erase.errors import InputError
 
 MOST_PICTURES = 64
-PICTURE_BYTES = 20 * 2**20
-PICTURE_PIXELS = 40_000_000  # decoded: 120 MB at most
+PICTURE_BYTES = 200 * 2**20  # a scan of 80 million pixels as PNG has up to 190 MiB
+PICTURE_PIXELS = 170_000_000  # below 179 million, where Pillow refuses by itself
+PICTURE_MEMORY = 800 * 2**20  # bytes that decoding one picture may take; one is decoded at a time
 LIST_BYTES = 2**20
 SIDE = 768  # pixels that are kept
 MOST_KEPT = 4 * 2**30  # bytes in the upload folder
-FILE_LIMIT = "20mb"  # what the server takes at all, per file
+FILE_LIMIT = "200mb"  # what the server takes at all, per file
+
+# Bytes of memory for each pixel while the whole of a picture is decoded: Pillow's own four, and those of the decoders.
+# A JPEG is decoded line by line at a fraction of its size, unless it is progressive.
+_DECODED = {"PNG": 4, "WEBP": 17, "JPEG": 1, "progressive JPEG": 8}
+_DEFLATE = 1100  # no compressed byte of a PNG unfolds to more
+_one_at_a_time = threading.Lock()
 
 _PICTURES = {
     "JPEG": (b"\xff\xd8\xff",),
@@ -96,26 +104,66 @@ def open_picture(file: Path) -> Image.Image:
     if kind is None or (kind == "WEBP" and start[8:12] != b"WEBP"):
         raise InputError(f"{name!r} is not a PNG, JPEG or WebP picture; save it as one of these.")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with _one_at_a_time, warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bounds are told below
             with Image.open(file, formats=[kind]) as image:
-                width, height = image.size
-                if width < 8 or height < 8:
-                    raise InputError(f"{name!r} has {width} x {height} pixels; at least 8 x 8 are needed.")
-                if width * height > PICTURE_PIXELS:
-                    raise InputError(
-                        f"{name!r} has {width:,} x {height:,} pixels; at most {PICTURE_PIXELS // 10**6} million are "
-                        "read, make it smaller."
-                    )
+                _check_size(image, file)
                 image.draft("RGB", (2 * SIDE, 2 * SIDE))
                 image.load()
-                return _plain(image)
+                return _plain(_reduced(image))
     except InputError:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise InputError(f"{name!r} has far too many pixels; make it smaller.") from None
+    except Image.DecompressionBombError:
+        raise InputError(f"{name!r} has far too many pixels; {_MAKE_SMALLER}") from None
     except (OSError, SyntaxError, ValueError, EOFError, MemoryError, OverflowError) as error:
         raise InputError(f"{name!r} is damaged or cut short ({error}); save it again.") from error
+
+
+_MAKE_SMALLER = f"at most {PICTURE_PIXELS // 10**6} million are read, make it smaller."
+
+
+def _check_size(image: Image.Image, file: Path) -> None:
+    """Refuse what is too small or too large, by the header alone.
+
+    Raises:
+        InputError: it is; or a PNG's few bytes cannot hold what its header promises.
+    """
+    (width, height), name = image.size, file.name[:80]
+    if width < 8 or height < 8:
+        raise InputError(f"{name!r} has {width} x {height} pixels; at least 8 x 8 are needed.")
+    if width * height > PICTURE_PIXELS:
+        raise InputError(f"{name!r} has {width:,} x {height:,} pixels; {_MAKE_SMALLER}")
+    kind = str(image.format)
+    if image.info.get("progressive"):
+        kind = "progressive JPEG"
+    most = PICTURE_MEMORY // _DECODED[kind]
+    if width * height > most:
+        raise InputError(
+            f"{name!r} has {width:,} x {height:,} pixels; of a {kind} at most {most // 10**6} million are read, make "
+            "it smaller or save it as PNG."
+        )
+    if kind == "PNG" and width * height // 8 > _DEFLATE * file.stat().st_size:
+        raise InputError(f"{name!r} is damaged: its header promises more pixels than its bytes hold; save it again.")
+
+
+def _reduced(image: Image.Image) -> Image.Image:
+    """A picture of less than 4 `SIDE` pixels a side, averaged strip by strip, so that no second whole copy is made."""
+    factor = max(image.size) // (2 * SIDE)
+    if factor < 2:
+        return image
+    width, height = image.size
+    small = Image.new("RGBA", (-(-width // factor), -(-height // factor)))
+    strip = 64 * factor
+    for top in range(0, height, strip):
+        part = image.crop((0, top, width, min(height, top + strip))).convert("RGBA")
+        small.paste(part.reduce(factor), (0, top // factor))
+    orientation = image.getexif().get(_ORIENTATION)
+    if orientation:
+        small.getexif()[_ORIENTATION] = orientation
+    return small
+
+
+_ORIENTATION = 0x0112
 
 
 def _plain(image: Image.Image) -> Image.Image:
@@ -130,15 +178,9 @@ def _plain(image: Image.Image) -> Image.Image:
     return paper
 
 
-def take_pictures(paths: object, folder: Path, keep: Path) -> tuple[list[Path], list[str]]:
-    """Check uploaded pictures and keep them as PNG files of pixels alone.
+def some_pictures(paths: object) -> list[object]:
+    """What an upload field of pictures gave, as a list of a bearable length; nothing is read yet.
 
-    Args:
-        paths: What the upload field gave.
-        folder: Where the server puts uploads.
-        keep: Where the checked pictures go, named by content.
-    Returns:
-        The kept files, and one sentence for each file that was refused.
     Raises:
         InputError: none or too many were given.
     """
@@ -146,23 +188,23 @@ def take_pictures(paths: object, folder: Path, keep: Path) -> tuple[list[Path], 
         raise InputError("no picture was uploaded; choose a handful of your own.")
     if len(paths) > MOST_PICTURES:
         raise InputError(f"{len(paths)} pictures are too many; upload at most {MOST_PICTURES}.")
-    kept: dict[Path, None] = {}
-    refused = []
-    for path in paths:
-        try:
-            image = open_picture(own_file(path, folder, PICTURE_BYTES))
-        except InputError as error:
-            refused.append(str(error))
-            continue
-        buffer = io.BytesIO()
-        image.save(buffer, format="PNG")
-        file = keep / f"{hashlib.sha256(buffer.getvalue()).hexdigest()[:32]}.png"
-        if not file.is_file():
-            from concept_erase.files import atomic_write
+    return list(paths)
 
-            atomic_write(file, buffer.getvalue())
-        kept[file] = None
-    return list(kept), refused
+
+def keep_picture(image: Image.Image, keep: Path) -> Path:
+    """A checked picture as a PNG file of pixels alone, named by content.
+
+    Args:
+        keep: The folder.
+    """
+    from concept_erase.files import atomic_write
+
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    file = keep / f"{hashlib.sha256(buffer.getvalue()).hexdigest()[:32]}.png"
+    if not file.is_file():
+        atomic_write(file, buffer.getvalue())
+    return file
 
 
 def take_list(path: object, folder: Path) -> Path:
