@@ -51,7 +51,7 @@ def drawn(pipe):
     ).images
 
 
-# -- attaching ---------- ------------------------------------------------------------------------------------------
+# -- attaching -----------------------------------------------------------------------------------------------------
 
 
 def test_an_exception_inside_restores_every_bit(mixed_edit, pipe):
@@ -165,7 +165,7 @@ def test_fused_projections_get_the_edit_and_lose_it_again(unet_edit, pipe, when)
     assert max(farthest(outputs(pipe), before)) < CLOSE
 
 
-# -- loading to stay ---- ------------------------------------------------------------------------------------------
+# -- loading to stay -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", [0, 1, "folder"])
@@ -477,7 +477,7 @@ def test_float8_storage_holds_an_erasure_or_refuses(model, unet_edit, pipe, tmp_
     assert erasures(pipe) == {}
 
 
-# -- any pipeline ------- ------------------------------------------------------------------------------------------
+# -- any pipeline --------------------------------------------------------------------------------------------------
 
 
 def test_it_needs_only_the_layers(unet_edit, pipe, tmp_path):
