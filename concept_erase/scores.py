@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -290,7 +291,8 @@ class Judges:
                 )
             scorer = str(embedded.scorer())
         self.scorer: Scorer = load_scorer(scorer)
-        self.scorer_name = "embedded scorer" if scorer == str(embedded.scorer()) else scorer
+        name = Path(scorer).name if Path(scorer).is_dir() else scorer  # reports tell no folder of this machine
+        self.scorer_name = "embedded scorer" if scorer == str(embedded.scorer()) else name
         self.net = Judge.load(embedded.judge()) if model.is_embedded else None
         self.name = "embedded judge (classifier)" if self.net else f"{self.scorer_name} (zero-shot)"
         names = (self.net.objects, self.net.styles) if self.net else ([], [])

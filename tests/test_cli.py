@@ -11,7 +11,7 @@ from concept_erase import __version__, methods
 from concept_erase.adapter import Adapter
 from concept_erase.cli import app
 from concept_erase.concepts import Concept
-from concept_erase.errors import InputError
+from concept_erase.errors import InputError, UnknownConceptError
 from concept_erase.scores import Verdicts
 
 COMMANDS = ("erase", "batch", "interference", "generate", "score", "info", "methods")
@@ -286,8 +286,9 @@ def test_what_the_base_does_not_know_ends_with_2_and_is_no_success_with_force(
     line = ["erase", "Van Gogh", "--anchor", "art", "-m", base_folder, "-n", 2, "--scorer", scorer_folder]
     line += ["--steps", 1, "--set", "contexts=2", "--set", "preserve_prompts=20", "-o", tmp_path / "out"]
     result = invoke(*line)
-    assert result.exit_code == 2
-    told = " ".join(result.stderr.split())
+    assert isinstance(result.exception, UnknownConceptError)
+    assert result.exception.exit_code == 2
+    told = str(result.exception)
     assert "does not seem to know 'Van Gogh': 0 of 24 of its pictures" in told
     assert "use --force" in told
     assert not list((tmp_path / "out").glob("*"))

@@ -242,7 +242,7 @@ def test_another_base_needs_a_scorer_to_be_named(model):
 def test_the_scorer_alone_judges_other_bases(model, scorer_folder):
     judges = Judges(model, [TWEMOJI], str(scorer_folder))
     assert judges.net is None
-    assert judges.name == f"{scorer_folder} (zero-shot)"
+    assert judges.name == f"{scorer_folder.name} (zero-shot)"
     shots = plan(model, [TWEMOJI], 2)
     looked = judges.look(shots, [BLANK] * len(shots))
     assert looked.concepts == looked.clip_concepts
