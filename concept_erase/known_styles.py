@@ -13,8 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import Tensor
 
 from concept_erase import embedded
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 FILE = Path(__file__).with_name("known_styles.json")
 NARROW = 1e-3  # of a feature's spread
+DARKEST, UNEVEN = 140, 24  # of 255: paper is lighter, and this even along the rim
+INK = 200  # darker than this is drawn, once the paper is 255
+MARGIN = 0.07  # around what is drawn, of its longer side: the middle of what the generator was shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,9 +84,10 @@ def eyes() -> dict[str, str]:
 
 @torch.no_grad()
 def features(images: Sequence[Image.Image], batch: int = 64) -> Tensor:
-    """(n, d): the scorer's vector, and mean and spread of the channels of each of the judge's stages.
+    """(n, d): the scorer's vector, mean and spread of the channels of each of the judge's stages, and how sure it is.
 
-    Means and spreads over the whole picture tell how it is drawn; what is drawn moves them less.
+    Means and spreads over the whole picture tell how it is drawn. The judge saw only the generator's styles, so it
+    recognises things in these far more surely than the same things drawn otherwise.
     """
     from concept_erase.clip import load_scorer
     from concept_erase.judge import to_tensor
@@ -90,14 +95,47 @@ def features(images: Sequence[Image.Image], batch: int = 64) -> Tensor:
     scorer, judge = load_scorer(str(embedded.scorer())), _judge()
     parts = []
     for start in range(0, len(images), batch):
-        chunk = list(images[start : start + batch])
+        chunk = [sheet(image) for image in images[start : start + batch]]
         x = judge.body.act1(judge.body.bn1(judge.body.conv1(to_tensor(chunk))))
         found = [scorer.embed_images(chunk)]
         for stage in (judge.body.layer1, judge.body.layer2, judge.body.layer3, judge.body.layer4):
             x = stage(x)
             found += [x.mean((2, 3)), x.std((2, 3))]
+        logits = judge.body.forward_head(x)
+        for heads in (logits[:, : len(judge.styles)], logits[:, len(judge.styles) :]):
+            most = heads.softmax(1).amax(1)
+            found += [torch.stack([heads.logsumexp(1), most, torch.logit(most, 1e-4)], 1)]
         parts.append(torch.cat(found, 1))
     return torch.cat(parts)
+
+
+def sheet(image: Image.Image) -> Image.Image:
+    """A square of what is on the paper, with a narrow margin, its paper made white; others as they are, squared.
+
+    A scan shows more paper than the generator's pictures do, and paper is seldom white.
+    """
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    rim = max(1, min(pixels.shape[:2]) // 32)
+    sides = (pixels[:rim], pixels[-rim:], pixels[:, :rim].swapaxes(0, 1), pixels[:, -rim:].swapaxes(0, 1))
+    border = np.concatenate([side.reshape(-1, 3) for side in sides])
+    paper = np.median(border, axis=0)
+    if paper.min() < DARKEST or np.abs(border - paper).mean() > UNEVEN:
+        return _squared(image.convert("RGB"))
+    pixels = np.minimum(255, pixels * (255 / paper))
+    white = Image.fromarray(pixels.astype(np.uint8))
+    ink = Image.fromarray(((pixels.min(2) < INK) * 255).astype(np.uint8)).filter(ImageFilter.MedianFilter(3))
+    box = ink.getbbox()
+    return _squared(white.crop(box) if box else white, MARGIN)
+
+
+def _squared(image: Image.Image, margin: float = 0.0) -> Image.Image:
+    side = max(image.size)
+    whole = round(side * (1 + 2 * margin))
+    if image.size == (whole, whole):
+        return image
+    square = Image.new("RGB", (whole, whole), "white")
+    square.paste(image, ((whole - image.width) // 2, (whole - image.height) // 2))
+    return square
 
 
 @cache

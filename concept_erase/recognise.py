@@ -158,7 +158,7 @@ def recognise(
     raw = judge.embed_images(squares)
     if model.is_embedded and scorer is None and (known is None or known.styles == embedded.styles()):
         fitted = known_styles.load()
-        ranking = _ranked(fitted.styles, fitted.shares(squares).mean(0).tolist())
+        ranking = _ranked(fitted.styles, fitted.shares(images).mean(0).tolist())
         knows_from, own, foreign = fitted.knows_from, fitted.own, fitted.foreign
     else:
         book = known or album(model, scorer=scorer, sampling=sampling, progress=progress)

@@ -204,7 +204,7 @@ class Generators:
             for path in paths:
                 with Image.open(path) as image:
                     pictures.append(image.convert("RGB"))
-            with _stoppable(model, stopped):
+            with stoppable(model, stopped):
                 fitted = model.is_embedded and scorer is None
                 if not fitted and key not in self._albums:
                     self._albums[key] = album(model, scorer=scorer, sampling=sampling, progress=progress)
@@ -270,7 +270,7 @@ class StoppedError(Exception):
 
 
 @contextlib.contextmanager
-def _stoppable(model: Model, stopped: Callable[[], bool]) -> Iterator[None]:
+def stoppable(model: Model, stopped: Callable[[], bool]) -> Iterator[None]:
     """Drawing ends with `StoppedError` before the next denoising step once `stopped` says so."""
 
     def ask(*_: object) -> None:
