@@ -54,10 +54,10 @@ def check(studio: Studio, path: object, **how: Any) -> Checked:
         InputError: the file as a whole cannot be used.
     """
     from concept_erase.batch.estimate import estimate
-    from concept_erase.lists import read_list
+    from concept_erase.lists import parse_list
 
     file = take_list(path, studio.uploads)
-    listed = read_list(file)
+    listed = parse_list(file.read_bytes(), file.name)
     name = f"jobs/lists/{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}{file.suffix.lower()}"
     if not (studio.root / name).is_file():
         atomic_write(studio.root / name, file.read_bytes())
@@ -93,15 +93,15 @@ def listing(studio: Studio, name: str) -> Listing | None:
     """The kept copy of a list, read; None if it is gone."""
     try:
         return _read(studio.root / name)
-    except ConceptEraseError:
+    except (ConceptEraseError, OSError):
         return None
 
 
 @lru_cache(maxsize=4)
 def _read(path: Path) -> Listing:
-    from concept_erase.lists import read_list
+    from concept_erase.lists import parse_list
 
-    return read_list(path)  # named by its content, so it never changes
+    return parse_list(path.read_bytes(), path.name)  # named by its content, so it never changes
 
 
 def _how(studio: Studio, how: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from .jobs import CANCELLED, DONE, FAILED, QUEUED, RUNNING, Job, Progress
+from .places import unplaced
 
 LARGE, MEDIUM, SMALL = 448, 256, 112  # pixels of shown pictures
 
@@ -155,10 +156,11 @@ def state(element: str, value: str, inner: str = "") -> str:
 
 
 def message(text: str, *, bad: bool = False) -> str:
-    """A sentence beside what it is about."""
+    """A sentence beside what it is about; it names no place of this computer."""
     if not text:
         return ""
-    return f'<p class="ce-message{" ce-bad" if bad else ""}"{" role=alert" if bad else ""}>{esc(text)}</p>'
+    told = esc(unplaced(text))
+    return f'<p class="ce-message{" ce-bad" if bad else ""}"{" role=alert" if bad else ""}>{told}</p>'
 
 
 def progress_bar(job: Job, progress: Progress) -> str:
