@@ -9,9 +9,12 @@ import gradio as gr
 from . import api, view
 from .models import check_source
 from .studio import Studio
-from .tabs import batch, break_it, erase, library, style
-from .tabs.common import DRAWING, LIGHT, Place, sentence
+from .tabs import at_work, batch, break_it, erase, library, style
+from .tabs.common import DRAWING, LIGHT, Place, fold, sentence
 
+TABS = {
+    "erase": "Erase", "style": "My style", "break": "Try to break it", "batch": "Batch", "library": "Library",
+}  # fmt: skip
 HEADER = (
     '<header class="ce-header"><div class="ce-mark" aria-hidden="true"></div><div><h1>concept erase</h1>'
     "<p>Teach a picture generator to forget.</p></div></header>"
@@ -22,29 +25,47 @@ def compose(studio: Studio) -> gr.Blocks:
     """All of it."""
     with gr.Blocks(title="Concept erase", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         model, scorer = gr.State(studio.defaults.model), gr.State("")
-        place = Place(studio, page, model, scorer)
+        place = Place(studio, page, model, scorer, gr.State(""))
         gr.HTML(HEADER)
-        with gr.Tabs(elem_id="tabs", overflow_behavior="wrap"):
-            with gr.Tab("Erase", id="erase", elem_id="tab-erase"):
-                erase.build(place)
-            with gr.Tab("My style", id="style", elem_id="tab-style"):
-                style.build(place)
-            with gr.Tab("Try to break it", id="break", elem_id="tab-break") as tab:
-                break_it.build(place, tab)
-            with gr.Tab("Batch", id="batch", elem_id="tab-batch") as tab:
-                batch.build(place, tab)
-            with gr.Tab("Library", id="library", elem_id="tab-library") as tab:
-                library.build(place, tab)
+        at_work.build(place)
+        tabs = _tabs()
+        with _below("erase"):
+            erase.build(place)
+        with _below("style"):
+            style.build(place)
+        with _below("break"):
+            break_it.build(place, tabs["break"])
+        with _below("batch"):
+            batch.build(place, tabs["batch"])
+        with _below("library"):
+            library.build(place, tabs["library"])
         _generator(place)
         api.add(studio)
         page.load(studio.generators.warm_soon, None, None, **LIGHT)
     return page
 
 
+def _tabs() -> dict[str, gr.Tab]:
+    """The row of tabs by name. What they show lies below: what is in a tab is built when it is opened, see `fold`."""
+    tabs = {}
+    with gr.Tabs(elem_id="tabs", overflow_behavior="wrap"):
+        for name, title in TABS.items():
+            with gr.Tab(title, id=name, elem_id=f"tab-{name}") as tab:
+                pass
+            tabs[name] = tab
+            tab.select(None, None, None, js=f"() => window.ceTab('{name}')", api_visibility="private")
+    return tabs
+
+
+def _below(name: str) -> gr.Column:
+    """Where what a tab shows lies."""
+    return gr.Column(elem_id=f"below-{name}", elem_classes="ce-below" + (" ce-first" if name == "erase" else ""))
+
+
 def _generator(place: Place) -> None:
     """Which generator everything is about; folded, because most people never need it."""
     studio = place.studio
-    with gr.Accordion("Generator", open=False, elem_id="model-choice", elem_classes="ce-generator"):
+    with fold("Generator", "model-choice", "ce-generator"):
         with gr.Row(equal_height=True):
             source = gr.Textbox(
                 studio.defaults.model, label="Generator", placeholder="the built-in one", max_length=1000,

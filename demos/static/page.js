@@ -29,7 +29,7 @@
 		const shown = button.getAttribute("aria-pressed") !== "true";
 		button.setAttribute("aria-pressed", String(shown));
 		button.textContent = shown ? "Blur sensitive pictures" : "Show all sensitive pictures";
-		(button.closest(".tabitem") ?? document).querySelectorAll(".ce-sensitive").forEach((f) => {
+		(button.closest(".ce-below") ?? document).querySelectorAll(".ce-sensitive").forEach((f) => {
 			f.classList.toggle("ce-shown", shown);
 			const veil = f.querySelector(".ce-veil");
 			veil?.setAttribute("aria-pressed", String(shown));
@@ -37,13 +37,50 @@
 		});
 	});
 
+	// What folds, tabs and methods show is there from the start; here it is only shown or not. The attributes are ours
+	// alone: the page's own code sets classes and styles anew when it likes.
+	on("click", ".ce-unfold", (button) => {
+		const open = button.closest(".ce-fold").toggleAttribute("data-open");
+		button.setAttribute("aria-expanded", String(open));
+	});
+	window.ceTab = (name) => {
+		for (const below of document.querySelectorAll(".ce-below"))
+			below.dataset.shown = String(below.id === `below-${name}`);
+	};
+	window.ceMethod = (prefix, method) => {
+		for (const form of document.querySelectorAll(`#${prefix}-methods > .ce-settings`))
+			form.dataset.shown = String(form.id === `${prefix}-settings-${method}`);
+	};
+
+	// What somebody picked or typed is only ever changed here, from what it is at that moment: an answer of the server
+	// is about what it was when it was asked. Each returns the new values of the fields, a list of lists.
+	window.cePrune = (ids, known) => [(ids ?? []).filter((id) => (known ?? []).includes(id))];
+	// Another kind of concept: its tiles are shown, and what was picked from the lists of other kinds falls away.
+	window.ceKind = (known, kind, picked) => {
+		document.getElementById("erase-chips").dataset.kind = kind;
+		const here = known[kind] ?? [];
+		const others = Object.values(known).flat().filter((name) => !here.includes(name));
+		return picked.map((names) => [].concat(names ?? []).filter((name) => !others.includes(name)));
+	};
+	// What was just looked at is picked, once, unless somebody picked something else since the tab was opened.
+	window.ceOffer = (ids, { known, looked } = {}) => {
+		if (!looked || looked === window.ceOffered || !known.includes(looked)) return window.cePrune(ids, known);
+		if (JSON.stringify(ids ?? []) !== window.cePickedWas) return window.cePrune(ids, known);
+		window.ceOffered = looked;
+		return [[looked]];
+	};
+
 	// When work is done, bring its first sentence into view.
 	const calm = matchMedia("(prefers-reduced-motion: reduce)");
+	window.ceGoTo = (id) =>
+		setTimeout(() => {
+			const behavior = calm.matches ? "auto" : "smooth";
+			document.getElementById(id)?.scrollIntoView({ behavior, block: "start" });
+		}, 150);
 	new MutationObserver((changes) => {
 		for (const { target, oldValue } of changes) {
 			if (target.dataset.state !== "done" || oldValue !== "running") continue;
-			const words = document.getElementById(target.id.replace(/state$/, "words"));
-			setTimeout(() => words?.scrollIntoView({ behavior: calm.matches ? "auto" : "smooth", block: "start" }), 150);
+			window.ceGoTo(target.id.replace(/state$/, "words"));
 		}
 	}).observe(document, { subtree: true, attributes: true, attributeFilter: ["data-state"], attributeOldValue: true });
 

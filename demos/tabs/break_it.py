@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import random
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gradio as gr
 
-from .. import view
+from .. import verdict, view
 from ..library import Item
-from ..models import Drawn, is_sensitive
-from ..studio import LONGEST_PROMPT
-from .common import DRAWING, LIGHT, Place, sentence
+from ..studio import LONGEST_PROMPT, whole
+from .common import DRAWING, LIGHT, Place, fold, sentence
 
 IDEA = (
     "element.addEventListener('click', (e) => { const t = e.target.closest('[data-prompt]'); if (!t) return; "
     "window.ceIdea = t.dataset.prompt; trigger('click'); })"
 )
+WAS = "(ids) => { window.cePickedWas = JSON.stringify(ids ?? []); }"
+OFFER = "(ids, told) => window.ceOffer(ids, told)"
+NEW_SEED = "() => Math.floor(Math.random() * 1e6)"
 REMEMBERED = 6
+SEEDS = 4  # that an attempt is tried on
 
 
 def choices(items: list[Item]) -> list[tuple[str, str]]:
@@ -51,18 +54,43 @@ def ideas(items: list[Item]) -> str:
     return f'<div class="ce-ideas" role="group" aria-label="Ideas"><span>Ideas</span>{buttons}</div>'
 
 
-def both(drawn: Drawn, prompt: str, seed: int, sensitive: bool) -> str:
-    """The two pictures."""
-    original, erased = (view.picture_data(image, view.LARGE) for image in (drawn.original, drawn.erased))
-    seen = [f"the judge sees: {text}" if text else "" for text in (drawn.original_seen, drawn.erased_seen)]
+def both(tries: Sequence[verdict.Try], prompt: str, title: str, words: Sequence[str]) -> str:
+    """The verdict above the pictures of each seed.
+
+    Args:
+        title: Of what was erased.
+        words: The prompt and what was erased, which decide about blurring where no judge looks at the pictures.
+    """
+    headline, told = verdict.verdict(tries, title)
+    single = len(tries) == 1
+    pairs = "".join(_pair(t, prompt, words, single) for t in tries)
+    body = f'<div class="ce-both">{pairs}</div>' if single else f'<div class="ce-tries">{pairs}</div>'
+    seed = f"seed {tries[0].seed}" + ("" if single else f" to {tries[-1].seed}")
     return (
-        '<div class="ce-result"><div class="ce-both">'
-        f'<div id="break-original">{view.figure(original, f"original: {prompt}", "Original", sensitive=sensitive)}'
-        f'<p class="ce-quiet">{view.esc(seen[0])}</p></div>'
-        f'<div id="break-erased">{view.figure(erased, f"erased: {prompt}", "Erased", sensitive=sensitive)}'
-        f'<p class="ce-quiet">{view.esc(seen[1])}</p></div></div>'
-        f'<p class="ce-prompt">{view.esc(prompt)} <span>seed {seed}</span></p></div>'
+        f'<div class="ce-result"><div class="ce-verdict" id="break-verdict"><h3>{view.esc(headline)}</h3>'
+        f"<p>{view.esc(told)}</p></div>{body}"
+        f'<p class="ce-prompt">{view.esc(prompt)} <span>{seed}</span></p></div>'
     )
+
+
+def _pair(t: verdict.Try, prompt: str, words: Sequence[str], single: bool) -> str:
+    """Original and erased of one seed, each with what the judge sees in it."""
+    sides = []
+    for side, image, seen in (
+        ("original", t.drawn.original, t.drawn.original_seen), ("erased", t.drawn.erased, t.drawn.erased_seen)
+    ):  # fmt: skip
+        name = f' id="break-{side}"' if single else ""
+        data = view.picture_data(image, view.LARGE if single else view.MEDIUM)
+        figure = view.figure(data, f"{side}: {prompt}", side.capitalize(), sensitive=verdict.veiled(seen, *words))
+        told = f'<p class="ce-quiet">the judge sees: {view.esc(seen)}</p>' if seen else ""
+        sides.append(f"<div{name}>{figure}{told}</div>")
+    if single:
+        return "".join(sides)
+    came = {True: "came through", False: "held", None: "look for yourself"}[t.after]
+    if t.before is False and t.after is False:
+        came = "on neither side"
+    mark = f'<p class="ce-try{" ce-gone" if t.after else ""}"><span>seed {t.seed}: {came}</span></p>'
+    return f'<section class="ce-tried">{mark}<div class="ce-couple">{"".join(sides)}</div></section>'
 
 
 def remembered(past: list[dict[str, Any]]) -> str:
@@ -96,63 +124,95 @@ def build(place: Place, tab: gr.Tab) -> None:
         label="Prompt", placeholder="a cat in twemoji style", lines=1, max_length=LONGEST_PROMPT, elem_id="break-prompt"
     )
     hints = gr.HTML("", elem_id="break-ideas", js_on_load=IDEA)
-    with gr.Accordion("Strength", open=False, elem_id="break-advanced", elem_classes="ce-advanced"):
+    with fold("Strength", "break-advanced"):
         scale = gr.Slider(
             0, 2, 1.0, step=0.05, label="Strength of the erasures", info="1 is the erasure as it was scored.",
             elem_id="break-scale", buttons=[],
         )  # fmt: skip
     with gr.Row():
         go = gr.Button("Draw both", variant="primary", elem_id="break-go", elem_classes="ce-go")
+        count = gr.Button(f"Try {SEEDS} seeds", elem_id="break-count", elem_classes="ce-go2")
         other = gr.Button("Another seed", elem_id="break-seed-new", elem_classes="ce-go2")
     status = gr.HTML(view.state("break-state", "idle"), elem_id="break-status")
     result = gr.HTML("", elem_id="break-result")
     before = gr.HTML("", elem_id="break-past")
     past = gr.State([])
 
-    def refresh(chosen: list[str] | None) -> list[Any]:
+    known = gr.JSON(visible=False)
+
+    def refresh(looked: str) -> list[Any]:
+        """What there is to pick from; what is picked is decided in the page, see `OFFER`."""
         items = studio.library.items()
-        known = {item.id for item in items}
-        kept = [c for c in chosen or () if c in known] or [item.id for item in items[:1]]
-        told = "" if items else view.message("Your library is empty: erase something first, then come back.")
-        picked = [item for item in items if item.id in kept]
-        return [gr.update(choices=choices(items), value=kept), ideas(picked), view.state("break-state", "idle", told)]
+        return [gr.update(choices=choices(items)), {"known": [item.id for item in items], "looked": looked}]
 
     def hint(chosen: list[str] | None) -> str:
-        return ideas([item for item in studio.library.items() if item.id in (chosen or ())])
+        items = studio.library.items()
+        picked = [item for item in items if item.id in (chosen or ())]
+        if picked or items:
+            return ideas(picked)
+        return view.message("Your library is empty: erase something first, then come back.")
 
     def begin() -> str:
-        return view.state(
-            "break-state",
-            "running",
-            '<div class="ce-progress"><p>Drawing</p><div class="ce-track ce-unknown"><span></span></div></div>',
-        )
+        return _running("Drawing")
 
-    def draw(
-        text: str, number: Any, chosen: Any, strength: Any, model: str, earlier: list[dict[str, Any]]
-    ) -> list[Any]:
+    def draw(seeds: int, text: str, number: Any, chosen: Any, strength: Any, model: str, past: Any) -> Iterator[Any]:
         try:
-            drawn = studio.compare(text, number, chosen, strength, model)
-            names = [name for item in studio.library.some(chosen) for name in item.targets]
-            kinds = [c.get("kind") for item in studio.library.some(chosen) for c in item.report["concepts"]]
-            sensitive = is_sensitive(text, *names, drawn.original_seen, drawn.erased_seen) or "violence" in kinds
-            small = [
-                view.figure(view.picture_data(image, view.SMALL), f"{word}: {text}", sensitive=sensitive)
-                for word, image in (("original", drawn.original), ("erased", drawn.erased))
-            ]
-            earlier = [{"prompt": text, "pictures": small}, *earlier][: REMEMBERED + 1]
-            html = both(drawn, text.strip(), int(number), sensitive)
-            return [view.state("break-state", "done"), html, remembered(earlier), earlier]
+            start = whole(number, "seed", 0, 2**32 - 1)
+            last = min(start + seeds, 2**32)
+            tries = []
+            items = studio.library.some(chosen) if chosen else []
+            targets = [name for item in items for name in item.targets]
+            for seed in range(start, last):
+                if seeds > 1:
+                    told = _running(f"Drawing seed {seed}: {seed - start + 1} of {seeds}", (seed - start) / seeds)
+                    yield [told, gr.skip(), gr.skip(), gr.skip()]
+                tries.append(verdict.tried(seed, studio.compare(text, seed, chosen, strength, model), targets))
+            title = " or ".join([", ".join(targets[:-1]), targets[-1]] if len(targets) > 1 else targets)
+            html = both(tries, text.strip(), title, [text, *targets])
+            past = [{"prompt": text, "pictures": _small(tries[0], text, targets)}, *past][: REMEMBERED + 1]
+            yield [view.state("break-state", "done"), html, remembered(past), past]
         except Exception as error:
             told = view.message(sentence(error), bad=True)
-            return [view.state("break-state", "failed", told), gr.skip(), gr.skip(), gr.skip()]
+            yield [view.state("break-state", "failed", told), gr.skip(), gr.skip(), gr.skip()]
+
+    def one(*values: Any) -> Iterator[Any]:
+        yield from draw(1, *values)
+
+    def several(*values: Any) -> Iterator[Any]:
+        yield from draw(SEEDS, *values)
 
     inputs = [prompt, seed, adapter, scale, place.model, past]
     outputs = [status, result, before, past]
+    private: dict[str, Any] = {"api_visibility": "private"}
     for trigger in (go.click, prompt.submit):
-        trigger(begin, None, status, **LIGHT).then(draw, inputs, outputs, **DRAWING)
-    other.click(lambda: random.randrange(1_000_000), None, seed, **LIGHT).then(begin, None, status, **LIGHT).then(
-        draw, inputs, outputs, **DRAWING
+        trigger(begin, None, status, **LIGHT).then(one, inputs, outputs, **DRAWING)
+    count.click(begin, None, status, **LIGHT).then(several, inputs, outputs, **DRAWING)
+    other.click(None, None, seed, js=NEW_SEED, **private).then(begin, None, status, **LIGHT).then(
+        one, inputs, outputs, **DRAWING
     )
     adapter.change(hint, adapter, hints, **LIGHT)
-    hints.click(None, prompt, prompt, js="(old) => window.ceIdea || old", api_visibility="private")
-    tab.select(refresh, adapter, [adapter, hints, status], **LIGHT)
+    hints.click(None, prompt, prompt, js="(old) => window.ceIdea || old", **private)
+    tab.select(None, adapter, None, js=WAS, **private).then(refresh, place.looked, [adapter, known], **LIGHT).then(
+        None, [adapter, known], adapter, js=OFFER, **private
+    ).then(hint, adapter, hints, **LIGHT)
+
+
+def _running(words: str, share: float | None = None) -> str:
+    kind, width = (" ce-unknown", 4.0) if share is None else ("", 100 * share)
+    return view.state(
+        "break-state",
+        "running",
+        f'<div class="ce-progress"><p>{view.esc(words)}</p><div class="ce-track{kind}">'
+        f'<span style="width:{width:.0f}%"></span></div></div>',
+    )
+
+
+def _small(t: verdict.Try, prompt: str, targets: Sequence[str]) -> list[str]:
+    """A pair as it is remembered."""
+    sides = (("original", t.drawn.original, t.drawn.original_seen), ("erased", t.drawn.erased, t.drawn.erased_seen))
+    return [
+        view.figure(
+            view.picture_data(image, view.SMALL), f"{side}: {prompt}", sensitive=verdict.veiled(seen, prompt, *targets)
+        )
+        for side, image, seen in sides
+    ]

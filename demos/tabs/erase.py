@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import gradio as gr
@@ -20,7 +21,8 @@ KINDS = (("A style", "style"), ("An object", "object"), ("Violent content", "vio
 COLUMNS = {10: 10, 12: 6}  # tiles in a row, by how many there are
 # A click is remembered in the page and changes the field there: the button may be pressed before a server could answer.
 PICK = (
-    "element.addEventListener('click', (e) => { const t = e.target.closest('[data-name]'); if (!t) return; "
+    "element.addEventListener('click', (e) => { const t = e.target.closest('[data-name]'); "
+    "if (!t || e.target.closest('[data-open]')) return; "
     "window.cePicked = t.dataset.name; trigger('click'); })"
 )
 TOGGLE = (
@@ -48,7 +50,7 @@ def known(kind: object, model: str = "") -> list[str]:
     return list(embedded.objects(violent=True)) if kind == Kind.VIOLENCE else []
 
 
-def chips(kind: object, pictures: list[tuple[str, Any]] | None, chosen: list[str] | None = None) -> str:
+def chips(kind: object, pictures: list[tuple[str, Any]] | None) -> str:
     """A button with a picture for each concept that can be picked; without pictures, initials hold their place."""
     try:
         names, _ = tile_prompts(Kind(str(kind)))
@@ -61,9 +63,8 @@ def chips(kind: object, pictures: list[tuple[str, Any]] | None, chosen: list[str
     for name in names:
         blurred = " ce-blurred" if is_sensitive(name) else ""
         inside = f'<img src="{view.picture_data(drawn[name], 160)}" alt="">' if name in drawn else "<i></i>"
-        pressed = "true" if name in (chosen or ()) else "false"
         parts.append(
-            f'<button type="button" class="ce-chip{blurred}" data-name="{view.esc(name)}" aria-pressed="{pressed}">'
+            f'<button type="button" class="ce-chip{blurred}" data-name="{view.esc(name)}" aria-pressed="false">'
             f"{inside}<span>{view.esc(name)}</span></button>"
         )
     columns = COLUMNS.get(len(names), 8)
@@ -81,7 +82,11 @@ def build(place: Place) -> None:
         "draws afterwards.</p></div>"
     )
     kind = gr.Radio(list(KINDS), value="style", label="Kind", show_label=False, elem_id="erase-kind", container=False)
-    tiles = gr.HTML(chips("style", studio.generators.tiles_at_hand(Kind.STYLE)), elem_id="erase-chips", js_on_load=PICK)
+    tiles: dict[str, gr.HTML] = {}
+    with gr.Column(elem_id="erase-chips"):
+        for _, each in KINDS:
+            html = chips(each, studio.generators.tiles_at_hand(Kind(each))) if not studio.defaults.model else ""
+            tiles[each] = gr.HTML(html, elem_id=f"erase-chips-{each}", js_on_load=PICK)
     names = known("style", studio.defaults.model)
     with gr.Row(elem_classes="ce-pairrow"):
         target = gr.Dropdown(
@@ -103,24 +108,24 @@ def build(place: Place) -> None:
 
     panel = Panel(place, "erase", result)
 
-    def at_hand(kind: str) -> list[tuple[str, Any]]:
-        return studio.generators.tiles_at_hand(Kind(kind)) if kind in list(Kind) else []
-
-    def change_kind(kind: str, model: str) -> list[Any]:
+    def offer(kind: str, model: str) -> list[Any]:
+        """The lists to choose from; never what is chosen, which may have changed by now."""
         names = known(kind, model)
-        return [
-            chips(kind, at_hand(kind)) if not model else "",
-            gr.update(choices=names, value=[]),
-            gr.update(choices=names, value=[]),
-        ]
+        return [gr.update(choices=names), gr.update(choices=names)]
 
-    def draw(kind: str, model: str, chosen: list[str] | None) -> Any:
-        if model:
-            return ""
+    def change_model(kind: str, model: str) -> list[Any]:
+        shown = ["" if model else chips(k, studio.generators.tiles_at_hand(Kind(k))) for k in tiles]
+        return [*shown, *offer(kind, model)]
+
+    def draw(kind: str, model: str) -> list[Any]:
+        """Pictures for the tiles of one kind, into those of that kind, whichever is shown by now."""
+        drawn: Any = gr.skip()
         try:
-            return chips(kind, studio.generators.tiles(Kind(kind)), chosen)
+            if not model:
+                drawn = chips(kind, studio.generators.tiles(Kind(kind)))
         except Exception:  # the pictures are an ornament: names are enough to go on
-            return gr.skip()
+            pass
+        return [drawn if k == kind else gr.skip() for k in tiles]
 
     def start(kind: str, targets: Any, preserve: Any, model: str, scorer: str, *rest: Any) -> list[Any]:
         try:
@@ -129,14 +134,19 @@ def build(place: Place) -> None:
         except Exception as error:
             return panel.failed(error)
 
-    kind.change(change_kind, [kind, place.model], [tiles, target, preserve], **LIGHT).then(
-        draw, [kind, place.model, target], tiles, **DRAWING
-    )
-    place.model.change(change_kind, [kind, place.model], [tiles, target, preserve], **LIGHT).then(
-        draw, [kind, place.model, target], tiles, **DRAWING
-    )
-    tiles.click(None, target, target, js=TOGGLE, api_visibility="private")
-    target.change(None, target, None, js=MARK, api_visibility="private")
+    change = f"(kind, ...picked) => window.ceKind({json.dumps({each: known(each) for each in tiles})}, kind, picked)"
+    mark: dict[str, Any] = {"fn": None, "inputs": target, "outputs": None, "js": MARK, "api_visibility": "private"}
+    pictures = list(tiles.values())
+    kind.change(None, [kind, target, preserve], [target, preserve], js=change, api_visibility="private")
+    kind.change(offer, [kind, place.model], [target, preserve], **LIGHT).then(
+        draw, [kind, place.model], pictures, **DRAWING
+    ).then(**mark)
+    place.model.change(change_model, [kind, place.model], [*pictures, target, preserve], **LIGHT).then(**mark).then(
+        draw, [kind, place.model], pictures, **DRAWING
+    ).then(**mark)
+    for html in tiles.values():
+        html.click(None, target, target, js=TOGGLE, api_visibility="private")
+    target.change(**mark)
     go.click(start, [kind, target, preserve, place.model, place.scorer, *advanced.inputs], panel.outputs, **LIGHT)
     place.page.load(lambda: panel.running("erase"), None, panel.outputs, **LIGHT)
-    place.page.load(draw, [kind, place.model, target], tiles, **DRAWING)
+    place.page.load(draw, [kind, place.model], pictures, **DRAWING).then(**mark)

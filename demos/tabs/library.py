@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -10,34 +10,38 @@ from PIL import Image
 
 from concept_erase import words as told
 
+from .. import results, view
 from .. import shelf as acts
-from .. import view
 from ..library import Item
 from ..models import is_sensitive
 from ..results import pairs_of, strip
 from .break_it import choices
-from .common import DRAWING, LIGHT, Place, sentence
+from .common import DRAWING, LIGHT, PRUNE, Place, Result, sentence
 from .erase import PICK, TOGGLE
 
 MARK = (
     "(ids) => { document.querySelectorAll('#library-list [data-name]').forEach((b) => "
     "b.setAttribute('aria-pressed', String((ids || []).includes(b.dataset.name)))); }"
 )
+OPEN = (
+    "element.addEventListener('click', (e) => { const t = e.target.closest('[data-open]'); if (!t) return; "
+    "window.ceOpen = t.dataset.open; trigger('select'); })"
+)
 See = Callable[[list[Image.Image]], list[str]]  # what a judge takes pictures for
 SHOWN = 48
 ORIGINS = {"erasure": "", "composed": "composed", "batch": "from a batch"}
 
 
-def cards(items: list[Item], see: See, chosen: Collection[str] = ()) -> str:
+def cards(items: list[Item], see: See) -> str:
     """The shelf: a picture pair, what is erased, how well."""
     if not items:
         return view.message("Nothing here yet. What you erase is kept here.")
-    shown = "".join(_card(item, item.id in chosen, see) for item in items[:SHOWN])
+    shown = "".join(_card(item, see) for item in items[:SHOWN])
     more = f'<p class="ce-quiet">and {len(items) - SHOWN:,} more.</p>' if len(items) > SHOWN else ""
     return f'<div class="ce-result"><div class="ce-shelf" role="list">{shown}</div>{more}</div>'
 
 
-def _card(item: Item, chosen: bool, see: See) -> str:
+def _card(item: Item, see: See) -> str:
     pairs = [pair for pair in pairs_of(item, most=2, side=view.SMALL) if pair.erased]
     sensitive = any(c.get("kind") == "violence" for c in item.report["concepts"]) or is_sensitive(*item.targets)
     pictures = "".join(
@@ -55,14 +59,16 @@ def _card(item: Item, chosen: bool, see: See) -> str:
     text = told.recognised(scores["after"]["UA"], "it") if scores else "not scored"
     origin = f' <span class="ce-badge">{ORIGINS[item.origin]}</span>' if ORIGINS[item.origin] else ""
     take = (
-        f'<button type="button" class="ce-take" data-name="{item.id}" aria-pressed="{"true" if chosen else "false"}" '
+        f'<button type="button" class="ce-take" data-name="{item.id}" aria-pressed="false" '
         f'aria-label="{view.esc(f"Pick {item.title}")}"><span aria-hidden="true">\u2713</span></button>'
     )
     return (
         f'<div class="ce-item" role="listitem" data-id="{item.id}">{holder}{take}'
         f'<h3 class="ce-h4">{view.esc(item.title)}{origin}</h3>'
         f"<p>{view.esc(view.capital(text))}</p>"
-        f'<p class="ce-quiet">{view.esc(item.method)}, {view.esc(item.base)}</p></div>'
+        f'<p class="ce-quiet">{view.esc(item.method)}, {view.esc(item.base)}</p>'
+        f'<button type="button" class="ce-open" data-open="{item.id}" aria-label="{view.esc(f"Open {item.title}")}">'
+        "Open</button></div>"
     )
 
 
@@ -109,7 +115,7 @@ def build(place: Place, tab: gr.Tab) -> None:
         '<div class="ce-lead"><h2>Your library</h2><p>Everything erased so far. Pick some to put together, take home '
         "or remove.</p></div>"
     )
-    shelf = gr.HTML("", elem_id="library-list", js_on_load=PICK)
+    shelf = gr.HTML("", elem_id="library-list", js_on_load=f"{PICK}; {OPEN}")
     picked = gr.Dropdown(
         [], multiselect=True, label="Picked", info="One or several.", elem_id="library-pick",
     )  # fmt: skip
@@ -125,16 +131,30 @@ def build(place: Place, tab: gr.Tab) -> None:
     zip_file = gr.DownloadButton(
         "Download the zip", size="md", visible=False, elem_id="library-zip", elem_classes="ce-small"
     )
-    result = gr.HTML("", elem_id="library-result")
+    matrix_html = gr.HTML("", elem_id="library-result")
+    opened = Result(place, "library-item")
+    wanted, known = gr.Textbox(visible=False), gr.JSON(visible=False)
+    shown, asked = gr.State(""), gr.State([])
 
     def see(tiles: list[Image.Image]) -> list[str]:
         return studio.generators.seen("", tiles)
 
-    def listing(chosen: list[str] | None) -> list[Any]:
+    def listing() -> list[Any]:
+        """The shelf and what there is to pick; what is picked is never sent, it may have changed by now."""
         items = studio.library.items()
-        known = {item.id for item in items}
-        kept = [c for c in chosen or () if c in known]
-        return [cards(items, see, kept), gr.update(choices=choices(items), value=kept)]
+        return [cards(items, see), gr.update(choices=choices(items)), [item.id for item in items]]
+
+    def show(key: str) -> list[Any]:
+        """One erasure, as it was shown when it was made."""
+        try:
+            item = studio.library.get(key)
+            return [
+                item.id,
+                view.state("library-state", "opened"),
+                *opened.show(*results.page(item, "library-item"), item),
+            ]
+        except Exception as error:
+            return ["", failed(error), *opened.nothing()]
 
     def failed(error: Exception) -> str:
         return view.state("library-state", "failed", view.message(sentence(error), bad=True))
@@ -149,9 +169,9 @@ def build(place: Place, tab: gr.Tab) -> None:
             item = acts.compose(studio, chosen)
             html = matrix(acts.measure(studio, chosen, model))
             text = f"Made: {item.title}. It is in your library as one adapter."
-            return [view.state("library-state", "done", view.message(text)), html, *listing(chosen)]
+            return [view.state("library-state", "done", view.message(text)), html, *listing()]
         except Exception as error:
-            return [failed(error), gr.skip(), gr.skip(), gr.skip()]
+            return [failed(error), *[gr.skip()] * 4]
 
     def take_home(chosen: list[str] | None) -> list[Any]:
         try:
@@ -166,25 +186,38 @@ def build(place: Place, tab: gr.Tab) -> None:
         try:
             items = studio.library.some(chosen)
             names = "; ".join(item.title for item in items)
-            return [gr.update(visible=True), view.message(f"Delete {names}? This cannot be undone."), gr.skip()]
+            question = view.message(f"Delete {names}? This cannot be undone.")
+            return [gr.update(visible=True), question, gr.skip(), chosen]
         except Exception as error:
-            return [gr.update(visible=False), "", failed(error)]
+            return [gr.update(visible=False), "", failed(error), []]
 
-    def remove(chosen: list[str] | None) -> list[Any]:
+    def remove(chosen: list[str] | None, open_: str) -> list[Any]:
         try:
             names = [acts.delete(studio, item.id).title for item in studio.library.some(chosen)]
             told_ = view.state("library-state", "done", view.message(f"Deleted: {'; '.join(names)}."))
-            return [told_, gr.update(visible=False), "", gr.update(visible=False), *listing([])]
+            rest = opened.nothing() if open_ in (chosen or ()) else opened.unchanged()
+            return [told_, gr.update(visible=False), "", gr.update(visible=False), *listing(), *rest]
         except Exception as error:
-            return [failed(error), gr.update(visible=False), gr.skip(), gr.skip(), *listing(chosen)]
+            kept = [gr.skip(), gr.skip(), *listing(), *opened.unchanged()]
+            return [failed(error), gr.update(visible=False), *kept]
 
+    listed = [shelf, picked, known]
+    settle: dict[str, Any] = {
+        "fn": None, "inputs": [picked, known], "outputs": picked, "js": PRUNE, "api_visibility": "private"
+    }  # fmt: skip
+    mark: dict[str, Any] = {"fn": None, "inputs": picked, "outputs": None, "js": MARK, "api_visibility": "private"}
     shelf.click(None, picked, picked, js=TOGGLE, api_visibility="private")
-    picked.change(None, picked, None, js=MARK, api_visibility="private")
-    tab.select(listing, picked, [shelf, picked], **LIGHT)
-    compose.click(begin, None, status, **LIGHT).then(
-        put_together, [picked, place.model], [status, result, shelf, picked], **DRAWING
+    shelf.select(show, wanted, [shown, status, *opened.outputs], js="() => window.ceOpen", **LIGHT).then(
+        None, None, None, js="() => window.ceGoTo('library-item-words')", api_visibility="private"
     )
+    picked.change(**mark)
+    tab.select(listing, None, listed, **LIGHT).then(**settle).then(**mark)
+    compose.click(begin, None, status, **LIGHT).then(
+        put_together, [picked, place.model], [status, matrix_html, *listed], **DRAWING
+    ).then(**settle).then(**mark)
     export.click(take_home, picked, [status, zip_file], **LIGHT)
-    delete.click(ask, picked, [confirm_row, question, status], **LIGHT)
+    delete.click(ask, picked, [confirm_row, question, status, asked], **LIGHT)
     keep.click(lambda: gr.update(visible=False), None, confirm_row, **LIGHT)
-    confirm.click(remove, picked, [status, confirm_row, result, zip_file, shelf, picked], **LIGHT)
+    confirm.click(
+        remove, [asked, shown], [status, confirm_row, matrix_html, zip_file, *listed, *opened.outputs], **LIGHT
+    ).then(**settle).then(**mark)

@@ -11,7 +11,7 @@ from concept_erase.schema import Job as Settings
 
 from .. import forms
 from ..studio import Defaults
-from .common import LIGHT
+from .common import fold
 
 
 class Advanced:
@@ -23,7 +23,7 @@ class Advanced:
         first = str(Settings.model_fields["method"].default)
         self.anchor: gr.Textbox | None = None
         self._fields: list[tuple[str, str, Any]] = []
-        with gr.Accordion("Advanced settings", open=False, elem_id=f"{prefix}-advanced", elem_classes="ce-advanced"):
+        with fold("Advanced settings", f"{prefix}-advanced"):
             if anchor:
                 self.anchor = gr.Textbox(
                     label="What it becomes", info="The nearest harmless concept is chosen if you leave this empty.",
@@ -43,14 +43,15 @@ class Advanced:
                 [(f"{name}: {methods.describe(name).summary}", name) for name in names], value=first, label="Method",
                 elem_id=f"{prefix}-method", filterable=False,
             )  # fmt: skip
-            groups = []
-            for name in names:
-                with gr.Group(visible=name == first, elem_classes="ce-settings") as group:
-                    self._form(prefix, name)
-                groups.append(group)
+            # All forms are there from the start, so that none has to be sent; the page shows that of the method.
+            with gr.Column(elem_id=f"{prefix}-methods", elem_classes="ce-methods"):
+                for name in names:
+                    shown = " ce-chosen" if name == first else ""
+                    with gr.Group(elem_id=f"{prefix}-settings-{name}", elem_classes=f"ce-settings{shown}"):
+                        self._form(prefix, name)
             self.half = gr.Checkbox(False, label="Half size", info=told["half"], elem_id=f"{prefix}-half")
         self.method.change(
-            lambda chosen: [gr.update(visible=name == chosen) for name in names], self.method, groups, **LIGHT
+            None, self.method, None, js=f"(method) => window.ceMethod('{prefix}', method)", api_visibility="private"
         )
         own = [self.anchor] if self.anchor is not None else []
         self.inputs = [*own, self.method, self.pictures, self.steps, self.half, *(c for _, _, c in self._fields)]
