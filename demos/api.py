@@ -168,7 +168,7 @@ def job_dict(studio: Studio, job: Job) -> dict:
         "title": job.title,
         "state": job.state,
         "message": job.message,
-        "progress": {"what": seen.what, "done": seen.done, "total": seen.total, "left_s": seen.left}
+        "progress": {"what": seen.what, "done": seen.done, "total": seen.total, "left_s": seen.whole}
         if running
         else None,
         "adapter": item_dict(item) if item else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +64,8 @@ def check(studio: Studio, path: object, **how: Any) -> Checked:
     plain = {key: value for key, value in _how(studio, how).items() if key != "content"}
     try:
         told = estimate(listed, build(Settings, plain), studio.root / "batches", os.cpu_count() or 1)
-        return Checked(name, listed, told, "")
+        here = studio.queue.pace.batch(plain, len(listed.entries))
+        return Checked(name, listed, told if here is None else replace(told, seconds=here, basis="measured here"), "")
     except ConceptEraseError as error:
         return Checked(name, listed, None, str(error))
 
