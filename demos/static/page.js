@@ -49,7 +49,7 @@
 	};
 	window.ceMethod = (prefix, method) => {
 		for (const form of document.querySelectorAll(`#${prefix}-methods > .ce-settings`))
-			form.dataset.shown = String(form.id === `${prefix}-settings-${method}`);
+			form.dataset.shown = String(form.classList.contains(`ce-of-${method}`));
 	};
 
 	// What somebody picked or typed is only ever changed here, from what it is at that moment: an answer of the server

@@ -47,7 +47,7 @@ class Advanced:
             with gr.Column(elem_id=f"{prefix}-methods", elem_classes="ce-methods"):
                 for name in names:
                     shown = " ce-chosen" if name == first else ""
-                    with gr.Group(elem_id=f"{prefix}-settings-{name}", elem_classes=f"ce-settings{shown}"):
+                    with gr.Group(elem_classes=f"ce-settings ce-of-{name}{shown}"):
                         self._form(prefix, name)
             self.half = gr.Checkbox(False, label="Half size", info=told["half"], elem_id=f"{prefix}-half")
         self.method.change(

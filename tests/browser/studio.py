@@ -47,7 +47,7 @@ def chip(page: Page, name: str) -> Locator:
 
 def tiles(page: Page) -> None:
     """Wait until the concepts to pick have pictures."""
-    expect(page.locator("#erase-chips i")).to_have_count(0, timeout=WORK)
+    expect(page.locator("#erase-chips i:visible")).to_have_count(0, timeout=WORK)
 
 
 def write(page: Page, field: str, *names: str) -> None:
@@ -61,23 +61,27 @@ def write(page: Page, field: str, *names: str) -> None:
 
 def only(page: Page, field: str, name: str) -> None:
     """Make a name the only one in a field that takes several."""
-    expect(page.locator(f"#{field}").get_by_role("button", name="Clear")).to_be_visible()  # something is picked for us
-    page.locator(f"#{field}").get_by_role("button", name="Clear").click()
+    clear = page.locator(f"#{field}").get_by_role("button", name="Clear")
+    if clear.is_visible():
+        clear.click()
     write(page, field, name)
     expect(page.locator(f"#{field}").get_by_role("button", name="Remove")).to_have_count(1)
     expect(page.locator(f"#{field}")).to_contain_text(name)
 
 
+def unfold(page: Page, name: str) -> None:
+    """Open a part of the form that is folded."""
+    button = page.locator(f"#{name} .ce-unfold")
+    if button.get_attribute("aria-expanded") != "true":
+        button.click()
+
+
 def advanced(page: Page, prefix: str, **numbers: float) -> None:
     """Unfold the advanced settings and change some."""
-    first = page.locator(f"#{prefix}-{next(iter(numbers))} input")
-    if not first.is_visible():
-        page.locator(f"#{prefix}-advanced > button").click()
+    unfold(page, f"{prefix}-advanced")
     for name, number in numbers.items():
         page.locator(f"#{prefix}-{name} input").fill(str(number))
         page.locator(f"#{prefix}-{name} input").press("Tab")
-    for name, number in numbers.items():  # what has just been unfolded may still be filling itself in
-        expect(page.locator(f"#{prefix}-{name} input")).to_have_value(str(number))
 
 
 def draw(page: Page, prompt: str) -> None:

@@ -5,6 +5,8 @@ import re
 import pytest
 from playwright.sync_api import Page, expect
 
+from concept_erase import embedded
+
 from . import hostile, studio
 
 
@@ -12,7 +14,8 @@ from . import hostile, studio
 def arena(erased) -> Page:
     """The tab with twemoji's erasure picked."""
     studio.tab(erased, "Try to break it")
-    studio.only(erased, "break-adapter", "twemoji")
+    expect(erased.locator("#break-adapter .token")).to_have_count(1)  # what was just looked at
+    expect(erased.locator("#break-adapter .token")).to_contain_text("twemoji")
     return erased
 
 
@@ -26,9 +29,11 @@ def test_only_the_erased_concept_changes(arena):
     studio.draw(arena, "a cat in twemoji style")
     expect(arena.locator("#break-original")).to_contain_text("twemoji")
     expect(arena.locator("#break-erased")).not_to_contain_text("twemoji")
+    expect(arena.locator("#break-verdict")).to_contain_text("It held in 1 of 1 seed")
     changed = difference(arena)
     studio.draw(arena, "a cat in blue ink style")
     assert difference(arena) < changed / 3
+    expect(arena.locator("#break-verdict")).to_contain_text("on either side")
     expect(arena.locator("#break-past")).to_contain_text("a cat in twemoji style")
 
 
@@ -65,3 +70,40 @@ def test_violent_prompts_are_blurred(arena):
     assert "blur" in picture.evaluate("e => getComputedStyle(e).filter")
     arena.locator("#break-original .ce-veil").click()
     expect(picture).to_have_css("filter", "none")
+
+
+def test_each_picture_is_blurred_by_what_it_shows(arena):
+    studio.draw(arena, "a tulip, not a knife, in noto style")
+    for side in ("original", "erased"):
+        shown = arena.locator(f"#break-{side} .ce-quiet").inner_text()
+        veiled = arena.locator(f"#break-{side} .ce-sensitive").count() == 1
+        assert veiled == any(name in shown for name in embedded.objects(violent=True))
+    assert arena.locator("#break-result .ce-sensitive").count() == 0  # a tulip is what both show
+
+
+def test_counted_over_several_seeds(arena):
+    arena.locator("#break-prompt").get_by_role("textbox").fill("a twemoji cat")
+    arena.locator("#break-count").click()
+    studio.ended(arena, "break")
+    tries = arena.locator("#break-result .ce-tried")
+    expect(tries).to_have_count(4)
+    through = [t for t in tries.all() if "twemoji" in t.locator(".ce-quiet").nth(1).inner_text()]
+    word = f"It came through in {len(through)} of 4 seeds" if through else "It held in 4 of 4 seeds"
+    expect(arena.locator("#break-verdict")).to_contain_text(word)
+    expect(arena.locator("#break-verdict")).to_contain_text(re.compile("the original shows it in [1-4] of 4"))
+
+
+def test_an_erasure_at_no_strength_is_said_to_come_through(arena):
+    studio.unfold(arena, "break-advanced")
+    arena.locator("#break-scale input[type=number]").fill("0")
+    arena.locator("#break-scale input[type=number]").press("Tab")
+    studio.draw(arena, "a cat in twemoji style")
+    expect(arena.locator("#break-verdict")).to_contain_text("It came through in 1 of 1 seed")
+
+
+def test_nothing_is_picked_before_anything_was_looked_at(erased, open_page, demo):
+    page = open_page(demo.url)
+    studio.tab(page, "Try to break it")
+    page.locator("#break-adapter input").first.click()
+    expect(page.get_by_role("option", name="twemoji").first).to_be_visible()  # the list has come
+    expect(page.locator("#break-adapter .token")).to_have_count(0)

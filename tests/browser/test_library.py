@@ -15,7 +15,6 @@ def shelf(erased) -> Page:
     """The library with at least two adapters: twemoji, and a violin without scores, which no other test erases."""
     page = erased
     page.locator("#erase-kind").get_by_text("An object").click()
-    expect(studio.chip(page, "guitar")).to_be_visible()  # another kind begins with nothing picked
     studio.write(page, "erase-target", "violin")
     studio.advanced(page, "erase", pictures=0)
     page.locator("#erase-anchor").get_by_role("textbox").fill("car")
@@ -67,6 +66,47 @@ def test_nothing_picked(shelf):
     for action in ("compose", "export", "delete"):
         shelf.locator(f"#library-{action}").click()
         studio.refused(shelf, "library", "choose")
+
+
+def test_a_past_result_opens_again(shelf):
+    card(shelf, "twemoji").get_by_role("button", name="Open twemoji").click()
+    expect(shelf.locator("#library-item-words")).to_contain_text("twemoji")
+    expect(shelf.locator("#library-item-slider")).to_be_visible()
+    expect(shelf.locator("#library-item-more .ce-card").first).to_be_visible()
+    expect(shelf.locator("#library-item-more .ce-notes")).to_be_visible()
+    expect(card(shelf, "twemoji").locator(".ce-take")).to_have_attribute("aria-pressed", "false")  # opened, not picked
+    with shelf.expect_download() as waiting:
+        shelf.locator("#library-item-file-report").click()
+    assert waiting.value.suggested_filename == "report.json"
+
+    card(shelf, "violin").get_by_role("button", name="Open violin").click()
+    expect(shelf.locator("#library-item-words")).to_contain_text("violin")
+    studio.tab(shelf, "Try to break it")  # what was looked at last, and nothing else
+    expect(shelf.locator("#break-adapter .token")).to_have_count(1)
+    expect(shelf.locator("#break-adapter .token")).to_contain_text("violin")
+
+
+def test_only_what_the_question_named_is_deleted(shelf, demo):
+    pick(shelf, "violin")
+    shelf.locator("#library-delete").click()
+    expect(shelf.locator("#library-confirm-row")).to_contain_text("violin")
+    pick(shelf, "twemoji")
+    shelf.locator("#library-confirm").click()
+    studio.ended(shelf, "library")
+    expect(card(shelf, "violin")).to_have_count(0)
+    expect(card(shelf, "twemoji").locator(".ce-take")).to_have_attribute("aria-pressed", "true")
+    assert list(demo.folder.glob("erasures/twemoji-*/report.json"))
+
+
+def test_what_was_opened_goes_with_its_deletion(shelf):
+    card(shelf, "violin").get_by_role("button", name="Open violin").click()
+    expect(shelf.locator("#library-item-words")).to_contain_text("violin")
+    pick(shelf, "violin")
+    shelf.locator("#library-delete").click()
+    shelf.locator("#library-confirm").click()
+    studio.ended(shelf, "library")
+    expect(shelf.locator("#library-item-words")).to_have_count(0)
+    expect(shelf.locator("#library-item-files")).to_be_hidden()
 
 
 def test_deleting_asks_first(shelf, demo):

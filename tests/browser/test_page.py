@@ -122,8 +122,7 @@ def test_narrow_windows_do_not_scroll_sideways(open_page, demo, erased, width):
 
 
 def choose(page, source: str) -> None:
-    if not page.locator("#model-source").is_visible():
-        page.locator("#model-choice > button").click()
+    studio.unfold(page, "model-choice")
     page.locator("#model-source").get_by_role("textbox").fill(source)
     page.locator("#model-use").click()
 

@@ -78,7 +78,7 @@ def test_batch(page, folder):
     studio.ended(page, "batch", within=WORK)
     expect(page.locator("#batch-gallery img").first).to_be_visible()
     if page.locator("#batch-pictures").is_visible():
-        page.locator("#batch-advanced > button").click()
+        page.locator("#batch-advanced .ce-unfold").click()
     shoot(page, folder / "batch.png")
 
 
