@@ -203,7 +203,7 @@ class Generators:
         """What the embedded judge takes pictures for, in words; "" on other generators, which have no judge."""
         if source:
             return [""] * len(images)
-        styles, objects = _judge().name(list(images))
+        styles, objects = judged(images)
         return [f"{o}, {s}" for s, o in zip(styles, objects, strict=True)]
 
     def tiles(self, kind: Kind) -> list[tuple[str, Image.Image]]:
@@ -252,6 +252,12 @@ def tile_prompts(kind: Kind) -> tuple[list[str], list[str]]:
     known = embedded.objects(violent=True) if kind is Kind.VIOLENCE else TILE_OBJECTS
     names = [name for name in known if name in embedded.objects()]
     return names, [fill("an icon of a {target} in {context} style", name, "twemoji") for name in names]
+
+
+def judged(images: Sequence[Image.Image]) -> tuple[list[str], list[str]]:
+    """The styles and the objects that the embedded judge takes pictures for."""
+    styles, objects = _judge().name(list(images))
+    return list(styles), list(objects)
 
 
 _loaded: dict[str, Any] = {}

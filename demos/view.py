@@ -202,16 +202,21 @@ def journey(job: Job, progress: Progress) -> tuple[str, float | None, str]:
 
 
 def time_left(seconds: float | None) -> str:
-    """Seconds in words a person would use."""
+    """Seconds of the whole work in words a person would use."""
     if seconds is None:
         return ""
+    return "A few seconds left." if seconds < 8 else f"{duration(seconds)} left."
+
+
+def duration(seconds: float) -> str:
+    """About so long: no more exact than it is known."""
     if seconds < 8:
-        return "A few seconds left."
+        return "A few seconds"
     if seconds < 90:
-        return f"About {5 * round(seconds / 5)} seconds left."
+        return f"About {max(10, 5 * round(seconds / 5))} seconds"
     if seconds < 5400:
-        return f"About {round(seconds / 60)} minutes left."
-    return f"About {seconds / 3600:.1f} hours left."
+        return f"About {round(seconds / 60)} minutes"
+    return f"About {seconds / 3600:.1f} hours"
 
 
 def capital(text: str) -> str:
@@ -224,9 +229,13 @@ STATE_WORDS = {QUEUED: "waiting", RUNNING: "running", DONE: "done", FAILED: "fai
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], element: str, caption: str) -> str:
     """A plain table; cells are HTML already."""
     head = "".join(f'<th scope="col">{esc(h)}</th>' for h in headings)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    marks = [f'<td data-head="{esc(h)}">' for h in headings]  # on a phone each row is a list, headings beside the cells
+    body = "".join(
+        f"<tr>{''.join(f'{mark}{cell}</td>' for mark, cell in zip(marks, row, strict=True))}</tr>" for row in rows
+    )
     return (
-        f'<div class="ce-scroll" tabindex="0" role="region" aria-label="{esc(caption)}"><table class="ce-table" '
-        f'id="{element}"><caption class="ce-hidden">{esc(caption)}</caption><thead><tr>{head}</tr></thead>'
+        f'<div class="ce-scroll" tabindex="0" role="region" aria-label="{esc(caption)}">'
+        f'<table class="ce-table ce-rows" id="{element}"><caption class="ce-hidden">{esc(caption)}</caption>'
+        f"<thead><tr>{head}</tr></thead>"
         f"<tbody>{body}</tbody></table></div>"
     )
