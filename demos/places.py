@@ -37,7 +37,9 @@ def unplaced(text: str) -> str:
     """
     for place in _known():
         if place in text:
-            text = re.sub(re.escape(place) + r"(?=$|[/\\\s\"'`,;:.)])", "/" + Path(place).parts[1].strip("/\\"), text)
+            known = re.escape(place)
+            text = re.sub(rf"(?<=([\"'`])){known}(?:[/\\][^\"'`\n]*)?(?=\1)", lambda found: _end(found[0]), text)
+            text = re.sub(rf"{known}(?:[/\\][^\s\"'`,;)]*|(?![\w-]))", lambda found: _end(found[0]), text)
     return _ABSOLUTE.sub(_last, text)
 
 
@@ -45,8 +47,13 @@ def _last(found: re.Match[str]) -> str:
     whole, top = found[0], found["top"]
     if top is not None and not _is_folder("/" + top):
         return whole
-    rest = whole.rstrip("/\\.:")
-    return re.split(r"[/\\]", rest)[-1] + whole[len(rest) :].lstrip("/\\")
+    return _end(whole)
+
+
+def _end(path: str) -> str:
+    """The last part of a path, with the punctuation that follows it in a sentence."""
+    rest = path.rstrip("/\\.:")
+    return re.split(r"[/\\]", rest)[-1] + path[len(rest) :].lstrip("/\\")
 
 
 @cache
