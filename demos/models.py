@@ -124,7 +124,7 @@ class Generators:
 
     def _warm(self) -> None:
         try:
-            with self._lock:
+            with self._lock, _loading:
                 _ = self.open("").pipe
         except Exception as error:  # said again, to whoever asks for a picture
             print(f"the generator could not be loaded: {error}", file=sys.stderr)
@@ -261,11 +261,13 @@ def judged(images: Sequence[Image.Image]) -> tuple[list[str], list[str]]:
 
 
 _loaded: dict[str, Any] = {}
+_loading = threading.RLock()  # two threads that import the large packages at once break each other's imports
 
 
 def _judge() -> Any:
-    if "judge" not in _loaded:
-        from concept_erase.judge import Judge
+    with _loading:
+        if "judge" not in _loaded:
+            from concept_erase.judge import Judge
 
-        _loaded["judge"] = Judge.load(embedded.judge())
-    return _loaded["judge"]
+            _loaded["judge"] = Judge.load(embedded.judge())
+        return _loaded["judge"]
