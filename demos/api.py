@@ -15,6 +15,7 @@ from concept_erase.errors import ConceptEraseError, InputError
 from . import batches, shelf
 from .jobs import DONE, Job, unknown
 from .library import Item, zipped
+from .places import unplaced, without_places
 from .studio import Studio
 from .tabs.common import sentence
 
@@ -172,7 +173,7 @@ def job_dict(studio: Studio, job: Job) -> dict:
         "state": job.state,
         "message": job.message,
         "refused": unknown(job) is not None,
-        "progress": {"what": seen.what, "done": seen.done, "total": seen.total, "left_s": seen.left}
+        "progress": {"what": seen.what, "done": seen.done, "total": seen.total, "left_s": seen.whole}
         if running
         else None,
         "adapter": item_dict(item) if item else None,
@@ -199,11 +200,11 @@ def _told(call: Any) -> Any:
     @wraps(call)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
-            return call(*args, **kwargs)
+            return without_places(call(*args, **kwargs))
         except ConceptEraseError as error:
-            raise gr.Error(sentence(error), print_exception=False) from None
+            raise gr.Error(unplaced(sentence(error)), print_exception=False) from None
         except Exception as error:
-            raise gr.Error(sentence(error)) from error
+            raise gr.Error(unplaced(sentence(error))) from error
 
     return wrapped
 

@@ -171,6 +171,7 @@ def _serve(page: gr.Blocks, studio: Studio, host: str, port: int, auth: tuple[st
 
     from . import theme
     from .guard import LOCAL_HOSTS, Guard
+    from .places import Renamed
     from .uploads import FILE_LIMIT, room
 
     hosts = LOCAL_HOSTS if studio.local else None
@@ -197,7 +198,10 @@ def _serve(page: gr.Blocks, studio: Studio, host: str, port: int, auth: tuple[st
         allowed_paths=[],
         blocked_paths=[str(studio.root / name) for name in ("erasures", "batches", "jobs")],
         app_kwargs={
-            "middleware": [Middleware(Guard, hosts=hosts, room=lambda: room(studio.uploads))],
+            "middleware": [
+                Middleware(Guard, hosts=hosts, room=lambda: room(studio.uploads)),
+                Middleware(Renamed, root=studio.root),
+            ],
             "docs_url": None,
             "redoc_url": None,
         },

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,17 +54,18 @@ def check(studio: Studio, path: object, **how: Any) -> Checked:
         InputError: the file as a whole cannot be used.
     """
     from concept_erase.batch.estimate import estimate
-    from concept_erase.lists import read_list
+    from concept_erase.lists import parse_list
 
     file = take_list(path, studio.uploads)
-    listed = read_list(file)
+    listed = parse_list(file.read_bytes(), file.name)
     name = f"jobs/lists/{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}{file.suffix.lower()}"
     if not (studio.root / name).is_file():
         atomic_write(studio.root / name, file.read_bytes())
     plain = {key: value for key, value in _how(studio, how).items() if key != "content"}
     try:
         told = estimate(listed, build(Settings, plain), studio.root / "batches", os.cpu_count() or 1)
-        return Checked(name, listed, told, "")
+        here = studio.queue.pace.batch(plain, len(listed.entries))
+        return Checked(name, listed, told if here is None else replace(told, seconds=here, basis="measured here"), "")
     except ConceptEraseError as error:
         return Checked(name, listed, None, str(error))
 
@@ -93,15 +94,15 @@ def listing(studio: Studio, name: str) -> Listing | None:
     """The kept copy of a list, read; None if it is gone."""
     try:
         return _read(studio.root / name)
-    except ConceptEraseError:
+    except (ConceptEraseError, OSError):
         return None
 
 
 @lru_cache(maxsize=4)
 def _read(path: Path) -> Listing:
-    from concept_erase.lists import read_list
+    from concept_erase.lists import parse_list
 
-    return read_list(path)  # named by its content, so it never changes
+    return parse_list(path.read_bytes(), path.name)  # named by its content, so it never changes
 
 
 def _how(studio: Studio, how: dict[str, Any]) -> dict[str, Any]:

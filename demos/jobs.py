@@ -22,6 +22,9 @@ from concept_erase import __version__
 from concept_erase.errors import BusyError, InputError, UnknownConceptError
 from concept_erase.files import atomic_write
 
+from .pace import Pace, Trail
+from .places import unplaced
+
 QUEUED, RUNNING, DONE, FAILED, CANCELLED = "queued", "running", "done", "failed", "cancelled"
 ENDED = (DONE, FAILED, CANCELLED)
 GRACE = 0.8  # seconds a cancelled command has before it is killed
@@ -66,15 +69,18 @@ class Progress:
 
     Attributes:
         what, done, total, left: The current stage; seconds left in it, None where unknown.
-        stages: Seconds that each stage took so far, by name.
+        trail: All stages so far.
+        whole: Seconds left until the job is done, None as long as nothing like it was measured here.
+        share: Of the whole way, 0 to 1; it never goes back.
     """
 
     what: str = "starting"
     done: int = 0
     total: int = 0
     left: float | None = None
-    since: float = field(default_factory=time.monotonic)
-    stages: dict[str, float] = field(default_factory=dict)
+    trail: Trail = field(default_factory=lambda: Trail(time.monotonic()))
+    whole: float | None = None
+    share: float = 0.0
 
 
 def job_id(what: str, arguments: dict[str, Any]) -> str:
@@ -114,6 +120,7 @@ class Queue:
         self._changed = threading.Condition(threading.RLock())
         self._jobs = self._load()
         self._progress: dict[str, Progress] = {}
+        self.pace = Pace(root / "pace.json")
         self._process: subprocess.Popen[str] | None = None
         self._cancelled: set[str] = set()
         self._closing = False
@@ -160,7 +167,15 @@ class Queue:
     def progress(self, key: str) -> Progress:
         """How far a job is."""
         with self._changed:
-            return replace(self._progress.get(key, Progress(what="waiting")))
+            seen, job = self._progress.get(key), self._jobs.get(key)
+            if seen is None or job is None:
+                return Progress(what="waiting")
+            now = time.monotonic()
+            seen.whole = self.pace.left(job.what, job.arguments, seen.trail, now)
+            if seen.whole is not None:
+                gone = now - seen.trail.began
+                seen.share = max(seen.share, min(0.99, gone / max(1e-6, gone + seen.whole)))
+            return replace(seen)
 
     def cancel(self, key: str) -> Job:
         """Stop a job; returns when it has stopped, within two seconds."""
@@ -272,24 +287,24 @@ class Queue:
             elif told["event"] == "progress":
                 self._tell(job.id, told)
             elif told["event"] == "error":
-                message = str(told.get("message", ""))[:2000]
+                message = unplaced(str(told.get("message", "")))[:2000]
         code = process.wait()
         with self._changed:
             self._process = None
         for stream in (process.stdin, process.stderr):
             with contextlib.suppress(OSError):
                 stream.close()  # type: ignore[union-attr]
-        return code, message or (" ".join(filter(None, tail))[:2000] if code not in (0, 1) else "")
+        if code == 0:
+            self.pace.learn(job.what, job.arguments, self._progress[job.id].trail, time.monotonic())
+        return code, message or (unplaced(" ".join(filter(None, tail)))[:2000] if code not in (0, 1) else "")
 
     def _tell(self, key: str, told: dict[str, Any]) -> None:
-        what, now = str(told.get("what", ""))[:200], time.monotonic()
+        what = str(told.get("what", ""))[:200]
         with self._changed:
             seen = self._progress[key]
-            if what.partition(",")[0] != seen.what.partition(",")[0]:
-                seen.stages[seen.what.partition(",")[0]] = now - seen.since
-                seen.since = now
             left = told.get("left_s")
             seen.what, seen.done, seen.total = what, int(told.get("done") or 0), int(told.get("total") or 0)
+            seen.trail.tell(what, seen.done, seen.total, time.monotonic())
             seen.left = float(left) if isinstance(left, int | float) else None
 
     def _stop(self, process: subprocess.Popen[str] | None) -> None:

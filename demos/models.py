@@ -126,7 +126,7 @@ class Generators:
 
     def _warm(self) -> None:
         try:
-            with self._lock:
+            with self._lock, _loading:
                 _ = self.open("").pipe
         except Exception as error:  # said again, to whoever asks for a picture
             print(f"the generator could not be loaded: {error}", file=sys.stderr)
@@ -234,7 +234,7 @@ class Generators:
         """What the embedded judge takes pictures for, in words; "" on other generators, which have no judge."""
         if source:
             return [""] * len(images)
-        styles, objects = _judge().name(list(images))
+        styles, objects = judged(images)
         return [f"{o}, {s}" for s, o in zip(styles, objects, strict=True)]
 
     def tiles(self, kind: Kind) -> list[tuple[str, Image.Image]]:
@@ -304,12 +304,20 @@ def tile_prompts(kind: Kind) -> tuple[list[str], list[str]]:
     return names, [fill("an icon of a {target} in {context} style", name, "twemoji") for name in names]
 
 
+def judged(images: Sequence[Image.Image]) -> tuple[list[str], list[str]]:
+    """The styles and the objects that the embedded judge takes pictures for."""
+    styles, objects = _judge().name(list(images))
+    return list(styles), list(objects)
+
+
 _loaded: dict[str, Any] = {}
+_loading = threading.RLock()  # two threads that import the large packages at once break each other's imports
 
 
 def _judge() -> Any:
-    if "judge" not in _loaded:
-        from concept_erase.judge import Judge
+    with _loading:
+        if "judge" not in _loaded:
+            from concept_erase.judge import Judge
 
-        _loaded["judge"] = Judge.load(embedded.judge())
-    return _loaded["judge"]
+            _loaded["judge"] = Judge.load(embedded.judge())
+        return _loaded["judge"]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
+
+from concept_erase import embedded
 
 from . import api, view
 from .models import check_source
@@ -15,9 +18,10 @@ from .tabs.common import DRAWING, LIGHT, Place, fold, sentence
 TABS = {
     "erase": "Erase", "style": "My style", "break": "Try to break it", "batch": "Batch", "library": "Library",
 }  # fmt: skip
+SIDE = 64  # pixels of a picture of the built-in generator
 HEADER = (
     '<header class="ce-header"><div class="ce-mark" aria-hidden="true"></div><div><h1>concept erase</h1>'
-    "<p>Teach a picture generator to forget.</p></div></header>"
+    "<p>Teach a picture generator to forget: a style, a thing, a person.</p></div></header>"
 )
 
 
@@ -27,6 +31,7 @@ def compose(studio: Studio) -> gr.Blocks:
         model, scorer = gr.State(studio.defaults.model), gr.State("")
         place = Place(studio, page, model, scorer, gr.State(""))
         gr.HTML(HEADER)
+        _generator(place)
         at_work.build(place)
         tabs = _tabs()
         with _below("erase"):
@@ -39,7 +44,6 @@ def compose(studio: Studio) -> gr.Blocks:
             batch.build(place, tabs["batch"])
         with _below("library"):
             library.build(place, tabs["library"])
-        _generator(place)
         api.add(studio)
         page.load(studio.generators.warm_soon, None, None, **LIGHT)
     return page
@@ -63,9 +67,10 @@ def _below(name: str) -> gr.Column:
 
 
 def _generator(place: Place) -> None:
-    """Which generator everything is about; folded, because most people never need it."""
+    """Which generator everything is about, in a line; how to choose another one is folded below it."""
     studio = place.studio
-    with fold("Generator", "model-choice", "ce-generator"):
+    told = gr.HTML(view.state("model-state", "idle", describe(studio.defaults.model)), elem_id="model-status")
+    with fold("Change", "model-choice", "ce-generator"):
         with gr.Row(equal_height=True):
             source = gr.Textbox(
                 studio.defaults.model, label="Generator", placeholder="the built-in one", max_length=1000,
@@ -79,15 +84,13 @@ def _generator(place: Place) -> None:
                 info="For other generators: an open_clip model, NAME:TAG.",
             )  # fmt: skip
         use = gr.Button("Use this generator", size="md", elem_id="model-use", elem_classes="ce-small")
-        told = gr.HTML(view.state("model-state", "idle", describe(studio.defaults.model)), elem_id="model-status")
 
     def choose(text: str, wanted: str) -> list[Any]:
         try:
             chosen = check_source(text, local=studio.local)
             named = studio.scorer(wanted) or ""
             opened = studio.generators.open(chosen)
-            inner = view.message(f"Using {opened.name}." if chosen else "Using the built-in generator.")
-            return [chosen, named, view.state("model-state", "done", inner)]
+            return [chosen, named, view.state("model-state", "done", describe(opened.name if chosen else ""))]
         except Exception as error:
             inner = view.message(sentence(error), bad=True)
             return [gr.skip(), gr.skip(), view.state("model-state", "failed", inner)]
@@ -99,4 +102,12 @@ def _generator(place: Place) -> None:
 
 
 def describe(model: str) -> str:
-    return view.message(f"Using {model}." if model else "Using the built-in generator.")
+    """The line about the generator in use."""
+    if model:
+        name = Path(model).name if Path(model).is_absolute() else model
+        return f'<p class="ce-generator-line">Generator: <b>{view.esc(name)}</b></p>'
+    objects, styles = len(embedded.objects()), len(embedded.styles())
+    return (
+        f'<p class="ce-generator-line">Generator: <b>built-in</b> ({objects} objects, {styles} styles, small icons of '
+        f"{SIDE} px)</p>"
+    )

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from concept_erase import embedded
 from concept_erase import words as told
 from concept_erase.names import folded
 
 from .library import Item
-from .models import is_sensitive
+from .models import is_sensitive, judged
+from .places import unplaced
 from .view import LARGE, SMALL, Pair, capital, esc, figure, file_data, grid, message, picture_data, viewer
 
 SCORES = (
@@ -105,21 +108,24 @@ def page(item: Item, prefix: str = "erase") -> tuple[str, str]:
         picture = file_data(item.folder / "before_after.png", 1000)
         sensitive = any(c.get("kind") == "violence" for c in item.report["concepts"]) or is_sensitive(*item.targets)
         top.append(figure(picture, f"{item.title}: before and after", sensitive=sensitive, kind="ce-wide"))
-    rest = [score_cards(item), hurt(item, prefix)]
+    rest = [how_to_use(item), score_cards(item), hurt(item, prefix)]
     if pairs:
         rest.append(f"<h3>Same words, same seeds</h3>{grid(pairs, f'{prefix}-grid')}")
     rest.append(notes(item))
     return tuple(f'<div class="ce-result">{"".join(part)}</div>' for part in (top, rest))  # type: ignore[return-value]
 
 
+PRESETS = (("Quick look", 6), ("Normal", 60), ("Proof", 200))  # what to call a test, and its pictures of each group
+
+
 def words(item: Item, prefix: str) -> str:
-    """The headline: what a person wants to know first."""
+    """The headline: what the concept has become; then how sure that is, and how to be surer."""
     scores = item.scores
     if not scores:
         why = item.report.get("not_scored") or "scoring was switched off"
         return (
             f'<div class="ce-words" id="{prefix}-words"><h2>The adapter for {esc(item.title)} is ready.</h2>'
-            f"<p>It was not scored: {esc(why)}.</p></div>"
+            f"<p>It was not scored: {esc(unplaced(str(why)))}.</p></div>"
         )
     before, after, null = scores["before"], scores["after"], _nonsense(item)
     if not told.knew(before["UA"], null):
@@ -132,8 +138,9 @@ def words(item: Item, prefix: str) -> str:
     was = f"Before, {'all' if knew == n else f'{knew:,}'} of them were."
     stayed = told.kept(after["IRA"], _kind(item))
     return (
-        f'<div class="ce-words" id="{prefix}-words"><h2>{esc(told.recognised(after["UA"], item.title))}</h2>'
-        f"<p>{esc(was)} {esc(capital(stayed))}</p></div>"
+        f'<div class="ce-words" id="{prefix}-words"><h2>{esc(headline(item))}</h2>'
+        f"<p>{esc(told.recognised(after['UA'], item.title))} {esc(was)} {esc(capital(stayed))}</p>"
+        f"{_surer(after['UA'], prefix)}</div>"
     )
 
 
@@ -141,6 +148,65 @@ def _nonsense(item: Item) -> dict[str, Any] | None:
     """How often pictures of nonsense names are taken for what was erased; None in reports that do not say."""
     scores = item.scores or {}
     return (scores.get("controls") or {}).get("nonsense") or scores.get("nonsense")
+
+
+def headline(item: Item) -> str:
+    """What one gets now when asking for what was erased, in words an artist would use."""
+    before, after = item.scores["before"]["UA"], item.scores["after"]["UA"]  # type: ignore[index]
+    k, n = told.count(after)
+    if told.verdict(before, after) == told.UNKNOWN:
+        return f"It hardly knew {item.title} before, so there was little to erase."
+    if n and (n - k) / n > 0.7:
+        return f"Asked for {item.title}, it still draws {item.title}."
+    if n and (n - k) / n > 0.2:
+        return f"Asked for {item.title}, it still draws {item.title} now and then."
+    return f"Asked for {item.title}, it now draws {became(item) or 'something else'}."
+
+
+def became(item: Item) -> str:
+    """What the judge takes most of the stored pictures for that were asked to show the erased concept; "" if it is
+    unsure, or does not know this generator."""
+    if item.base != embedded.NAME or len(item.targets) != 1 or _kind(item) == "identity":
+        return ""
+    folder = item.folder / "pictures"
+    try:
+        rows = json.loads((folder / "pictures.json").read_text(encoding="utf-8"))
+        files = [folder / Path(str(row["after"])).name for row in rows if row.get("erased")]
+        key = (str(folder), tuple(file.stat().st_mtime_ns for file in files))
+        if key not in _became:
+            images = []
+            for file in files:
+                with Image.open(file) as image:
+                    images.append(image.convert("RGB"))
+            seen = judged(images) if images else ([], [])
+            _became[key] = Counter(seen[0] if _kind(item) == "style" else seen[1]).most_common(1)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ""
+    name, number = (_became[key] or [("", 0)])[0]
+    return name if number > len(files) / 2 and name.casefold() != item.targets[0].casefold() else ""
+
+
+_became: dict[tuple[str, tuple[int, ...]], list[tuple[str, int]]] = {}
+
+
+def _surer(ua: dict[str, Any], prefix: str) -> str:
+    """What so few pictures leave open, with the next firmer test of the same erasure where it can be asked for."""
+    k, n = told.count(ua)
+    high = max(0.0, 100.0 - float(ua["low"]))
+    name, more = next(((name, more) for name, more in PRESETS if more > n), ("", 0))
+    if not more:
+        return ""
+    text = (
+        f"With {n:,} new pictures, up to {high:.0f} in 100 could still show it. {more} pictures narrow that."
+        if k == n
+        else f"{n:,} pictures are few for an exact number. {more} pictures tell it better."
+    )
+    button = (
+        f'<button type="button" class="ce-firmer" data-pictures="{more}">{name} test: {more} pictures</button>'
+        if prefix == "erase"
+        else ""
+    )
+    return f'<p class="ce-surer">{esc(text)} {button}</p>'
 
 
 def _kind(item: Item) -> str:
@@ -194,17 +260,46 @@ def hurt(item: Item, prefix: str) -> str:
     return f'<p class="ce-hurt" id="{prefix}-hurt">{esc(text)}</p>' if text else ""
 
 
+USES = (
+    ("ComfyUI", "Put it into models/loras, add a Load LoRA node after the checkpoint, strength 1."),
+    ("A1111 and Forge", "Put it into models/Lora and write <lora:NAME:1> into the prompt."),
+    ("InvokeAI", "Models, Import, choose the file; then add it under Concepts with weight 1."),
+    ("diffusers", "pipe.load_lora_weights(FOLDER, weight_name=FILE), with the file for diffusers."),
+)
+
+
+def how_to_use(item: Item) -> str:
+    """A few steps for each program, folded; a file for the built-in generator is of use to that alone."""
+    if item.base == embedded.NAME:
+        steps = (
+            "<p>This file is for the built-in generator only: other programs cannot load that generator, so the file "
+            "does nothing there. Try it here under “Try to break it”, or in Python:</p>"
+            "<p><code>concept_erase.load_erasure(concept_erase.open_model().pipe, FOLDER)</code></p>"
+            "<p>For ComfyUI, A1111, Forge or InvokeAI choose your own generator at the top of the page and erase "
+            "there.</p>"
+        )
+    else:
+        name = item.kohya.stem if item.kohya else "NAME"
+        listed = "".join(f"<dt>{esc(k)}</dt><dd>{esc(v.replace('NAME', name, 1))}</dd>" for k, v in USES)
+        steps = f"<p>It works with {esc(unplaced(item.base))} and models made from it.</p><dl>{listed}</dl>"
+    return f'<details class="ce-use"><summary>How to use this file</summary>{steps}</details>'
+
+
 def notes(item: Item) -> str:
     """How it was made, folded."""
     report = item.report
-    lines = "".join(f"<li>{esc(note)}</li>" for note in report.get("notes", []))
+    lines = "".join(f"<li>{esc(unplaced(str(note)))}</li>" for note in report.get("notes", []))
     anchors = ", ".join(f"{c['target']} becomes {c['anchor']}" for c in report["concepts"] if c.get("anchor"))
     lead = f"<p>{esc(anchors)}.</p>" if anchors else ""
     scores = report.get("scores") or {}
-    judge = f"<p>Judge: {esc(scores['judge'])}. Scorer: {esc(scores['scorer'])}.</p>" if scores.get("judge") else ""
+    judge = (
+        f"<p>Judge: {esc(unplaced(scores['judge']))}. Scorer: {esc(unplaced(scores['scorer']))}.</p>"
+        if scores.get("judge")
+        else ""
+    )
     return (
         f'<details class="ce-notes"><summary>How it was made</summary>{lead}<ul>{lines}</ul>{judge}'
-        f"<p>Method: {esc(item.method)}. Generator: {esc(item.base)}.</p></details>"
+        f"<p>Method: {esc(item.method)}. Generator: {esc(unplaced(item.base))}.</p></details>"
     )
 
 

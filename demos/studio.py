@@ -153,6 +153,17 @@ class Studio:
         folder = f"erasures/{file_name(arguments['targets'], also=[job_id('erase', arguments)])}"
         return self.queue.submit("erase", arguments, title, folder)
 
+    def firmer(self, key: object, pictures: object) -> Job:
+        """The same erasure as that of a job, tested on more pictures.
+
+        Raises:
+            InputError: there is no such job, or it was no erasure.
+        """
+        job = self.queue.get(key)  # type: ignore[arg-type]
+        if job.what != "erase":
+            raise InputError("this was no erasure; choose one from your library.")
+        return self.erase(**{k: v for k, v in job.arguments.items() if k != "content"} | {"pictures": pictures})
+
     def settings(
         self,
         method: object,

@@ -13,6 +13,8 @@ from typing import Any
 from PIL import Image
 
 from .jobs import CANCELLED, DONE, FAILED, QUEUED, RUNNING, Job, Progress
+from .pace import stage
+from .places import unplaced
 
 LARGE, MEDIUM, SMALL = 448, 256, 112  # pixels of shown pictures
 
@@ -155,10 +157,11 @@ def state(element: str, value: str, inner: str = "") -> str:
 
 
 def message(text: str, *, bad: bool = False) -> str:
-    """A sentence beside what it is about."""
+    """A sentence beside what it is about; it names no place of this computer."""
     if not text:
         return ""
-    return f'<p class="ce-message{" ce-bad" if bad else ""}"{" role=alert" if bad else ""}>{esc(text)}</p>'
+    told = esc(unplaced(text))
+    return f'<p class="ce-message{" ce-bad" if bad else ""}"{" role=alert" if bad else ""}>{told}</p>'
 
 
 def progress_bar(job: Job, progress: Progress) -> str:
@@ -174,46 +177,46 @@ def progress_bar(job: Job, progress: Progress) -> str:
     )
 
 
-# Where the known stages of an erasure lie on the whole way; others are shown for themselves.
-_STAGES = {"pictures of": (0.02, 0.1), "pictures before": (0.12, 0.53), "pictures after": (0.55, 0.98)}
+NAMES = {
+    "pictures before": "Drawing before",
+    "pictures after": "Drawing after",
+    "pictures of nonsense words": "Checking what it knows",
+    "pictures of a candidate": "Looking for what it becomes",
+}
+NEXT = {"pictures after": "Judging the pictures, writing the files"}  # what no count tells, when a stage is over
+FIRST = "The first time on this computer: a few minutes; this gets exact as it goes."
 
 
 def journey(job: Job, progress: Progress) -> tuple[str, float | None, str]:
-    """The stage in words, the share of the whole way (None: unknown), the time left in words."""
+    """The stage in words, the share of the whole way (None: unknown), the time left of the whole in words."""
     if job.state == QUEUED:
         return "Waiting for its turn", None, ""
-    done, total, what, left = progress.done, progress.total, progress.what, progress.left
-    part = done / total if total else 0.0
-    if job.what != "erase":
-        share = part if total else None
-        return (f"{capital(what)}: {done:,} of {total:,}" if total else "Getting ready"), share, time_left(left)
-    for name, (start, end) in _STAGES.items():
-        if what.startswith(name):
-            if name == "pictures before" and left is not None and done:
-                left += left / max(1, total - done) * total if done < total else 0.0  # the same again, after
-            names = {
-                "pictures of": "Looking for what it becomes",
-                "pictures before": f"Drawing before: {done} of {total}",
-                "pictures after": f"Drawing after: {done} of {total}",
-            }
-            told = "" if name == "pictures of" or (name == "pictures before" and done == total) else time_left(left)
-            return names[name], start + (end - start) * part, told
-    if total:
-        return f"{capital(what)}: {done:,} of {total:,}", 0.12 + 0.3 * part, time_left(left)
-    return "Waking the generator", None, ""
+    left = time_left(progress.whole) or FIRST
+    share = progress.share if progress.whole is not None else None
+    done, total, name = progress.done, progress.total, stage(progress.what)
+    if not total:
+        return ("Waking the generator" if job.what == "erase" else "Getting ready"), share, left
+    if done < total:
+        return f"{NAMES.get(name, capital(name))}: {done:,} of {total:,}", share, left
+    return NEXT.get(name, "Working it out" if job.what == "erase" else "Going on"), share, left
 
 
 def time_left(seconds: float | None) -> str:
-    """Seconds in words a person would use."""
+    """Seconds of the whole work in words a person would use."""
     if seconds is None:
         return ""
+    return "A few seconds left." if seconds < 8 else f"{duration(seconds)} left."
+
+
+def duration(seconds: float) -> str:
+    """About so long: no more exact than it is known."""
     if seconds < 8:
-        return "A few seconds left."
+        return "A few seconds"
     if seconds < 90:
-        return f"About {5 * round(seconds / 5)} seconds left."
+        return f"About {max(10, 5 * round(seconds / 5))} seconds"
     if seconds < 5400:
-        return f"About {round(seconds / 60)} minutes left."
-    return f"About {seconds / 3600:.1f} hours left."
+        return f"About {round(seconds / 60)} minutes"
+    return f"About {seconds / 3600:.1f} hours"
 
 
 def capital(text: str) -> str:
@@ -226,9 +229,13 @@ STATE_WORDS = {QUEUED: "waiting", RUNNING: "running", DONE: "done", FAILED: "fai
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], element: str, caption: str) -> str:
     """A plain table; cells are HTML already."""
     head = "".join(f'<th scope="col">{esc(h)}</th>' for h in headings)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    marks = [f'<td data-head="{esc(h)}">' for h in headings]  # on a phone each row is a list, headings beside the cells
+    body = "".join(
+        f"<tr>{''.join(f'{mark}{cell}</td>' for mark, cell in zip(marks, row, strict=True))}</tr>" for row in rows
+    )
     return (
-        f'<div class="ce-scroll" tabindex="0" role="region" aria-label="{esc(caption)}"><table class="ce-table" '
-        f'id="{element}"><caption class="ce-hidden">{esc(caption)}</caption><thead><tr>{head}</tr></thead>'
+        f'<div class="ce-scroll" tabindex="0" role="region" aria-label="{esc(caption)}">'
+        f'<table class="ce-table ce-rows" id="{element}"><caption class="ce-hidden">{esc(caption)}</caption>'
+        f"<thead><tr>{head}</tr></thead>"
         f"<tbody>{body}</tbody></table></div>"
     )

@@ -18,6 +18,9 @@
 		viewer.querySelectorAll(".ce-pick").forEach((p) => p.setAttribute("aria-pressed", String(p === pick)));
 	});
 
+	// A firmer test of the erasure that is shown.
+	on("click", ".ce-firmer", (button) => document.getElementById(`erase-firmer-${button.dataset.pictures}`)?.click());
+
 	// Sensitive pictures stay blurred until asked for.
 	on("click", ".ce-veil", (button) => {
 		const figure = button.closest(".ce-sensitive");

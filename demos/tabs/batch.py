@@ -58,9 +58,7 @@ def plan_words(checked: batches.Checked) -> str:
     plan = checked.estimate
     if plan is None:
         return view.message(f"Time and disk are not known: {checked.unknown}")
-    time = (
-        view.time_left(plan.seconds).replace(" left.", "").lower() if plan.seconds is not None else "a time not known"
-    )
+    time = view.duration(plan.seconds).lower() if plan.seconds is not None else "a time not known"
     joint = f" and {plan.joints} joint" if plan.joints else ""
     space = f"{told.size(plan.disk)} of disk ({told.size(plan.free)} free)" if plan.adapter else "disk space not known"
     warning = view.message("The disk will not do; free some space first.", bad=True) if plan.disk > plan.free else ""

@@ -15,6 +15,7 @@ from .. import results, view
 from ..jobs import Job, unknown
 from ..library import Item
 from ..models import is_sensitive, tile_prompts
+from ..studio import Studio
 from .common import DRAWING, LIGHT, Panel, Place
 from .settings import Advanced
 
@@ -32,12 +33,30 @@ TOGGLE = (
 )
 NOBODY = (
     '<p class="ce-quiet">The built-in generator draws no real people. Type a name, and choose a generator that knows '
-    "it at the end of the page.</p>"
+    "it at the top of the page.</p>"
 )
 MARK = (
     "(names) => { document.querySelectorAll('#erase-chips [data-name]').forEach((b) => "
     "b.setAttribute('aria-pressed', String((names || []).includes(b.dataset.name)))); }"
 )
+
+
+PRESET = "(preset, number) => preset || number"
+OWN_NUMBER = f"(number) => {[n for _, n in results.PRESETS]}.includes(number) ? number : 0"
+
+
+def expected(studio: Studio, pictures: Any, method: Any = "uce", steps: Any = None, model: str = "") -> str:
+    """How long an erasure takes on this computer, from what was measured here."""
+    number = int(pictures) if isinstance(pictures, int | float) else studio.defaults.pictures
+    wanted = int(steps) if isinstance(steps, int | float) else studio.defaults.steps
+    asked = {"model": model or None, "method": method, "steps": wanted, "pictures": number}
+    seconds = studio.queue.pace.whole("erase", asked)
+    text = (
+        "How long this takes here is not known yet: the first time, a few minutes. You can close the page meanwhile."
+        if seconds is None
+        else f"{view.duration(seconds)} on this computer."
+    )
+    return f'<p class="ce-quiet">{view.esc(text)}</p>'
 
 
 def known(kind: object, model: str = "") -> list[str]:
@@ -79,8 +98,8 @@ def build(place: Place) -> None:
     """The tab."""
     studio = place.studio
     gr.HTML(
-        '<div class="ce-lead"><h2>What should it forget?</h2><p>Pick it, press the button, and see what the generator '
-        "draws afterwards.</p></div>"
+        '<div class="ce-lead"><h2>What should it forget?</h2><p>Pick it and press the button. You see what the '
+        "generator draws afterwards, how sure that is, and get a small file that does it to the generator.</p></div>"
     )
     kind = gr.Radio(list(KINDS), value="style", label="Kind", show_label=False, elem_id="erase-kind", container=False)
     tiles: dict[str, gr.HTML] = {}
@@ -98,6 +117,14 @@ def build(place: Place) -> None:
             names, multiselect=True, allow_custom_value=True, value=[], label="What must stay",
             info="Its neighbours are kept if you leave this empty.", elem_id="erase-preserve", min_width=300,
         )  # fmt: skip
+    known_number = studio.defaults.pictures in {number for _, number in results.PRESETS}
+    sure = gr.Radio(
+        [(f"{name} \u00b7 {number} pictures", number) for name, number in results.PRESETS] + [("Another number", 0)],
+        value=studio.defaults.pictures if known_number else 0, label="How sure do you want to be?",
+        info="It is tested on new pictures. Six give an impression; sixty an answer; two hundred a proof.",
+        elem_id="erase-sure",
+    )  # fmt: skip
+    plan = gr.HTML(view.state("erase-plan", "idle", expected(studio, studio.defaults.pictures)), elem_id="erase-time")
     advanced = Advanced("erase", studio.defaults)
     go = gr.Button("Erase", variant="primary", elem_id="erase-go", elem_classes="ce-go")
 
@@ -109,6 +136,20 @@ def build(place: Place) -> None:
 
     panel = Panel(place, "erase", result)
     anyway = gr.Button("Erase it all the same", visible=False, elem_id="erase-anyway", elem_classes="ce-small")
+    # The buttons of a result are part of its text; they press these, which only the page can see.
+    more = [(gr.Button(f"{n}", elem_id=f"erase-firmer-{n}", elem_classes="ce-unseen"), n) for _, n in results.PRESETS]
+
+    def firmer(n: int) -> Any:
+        def act(key: str) -> list[Any]:
+            try:
+                return panel.show(studio.firmer(key, n))
+            except Exception as error:
+                return panel.failed(error)
+
+        return act
+
+    def foresee(number: Any, method: Any, steps: Any, model: str) -> str:
+        return view.state("erase-plan", "idle", expected(studio, number, method, steps, model))
 
     def offer(kind: str, model: str) -> list[Any]:
         """The lists to choose from; never what is chosen, which may have changed by now."""
@@ -165,6 +206,14 @@ def build(place: Place) -> None:
     for html in tiles.values():
         html.click(None, target, target, js=TOGGLE, api_visibility="private")
     target.change(**mark)
+    sure.input(None, [sure, advanced.pictures], advanced.pictures, js=PRESET, api_visibility="private")
+    advanced.pictures.change(None, advanced.pictures, sure, js=OWN_NUMBER, api_visibility="private")
+    gr.on(
+        [c.change for c in (advanced.pictures, advanced.method, advanced.steps, place.model, panel.result)],
+        foresee, [advanced.pictures, advanced.method, advanced.steps, place.model], plan, **LIGHT,
+    )  # fmt: skip
+    for button, n in more:
+        button.click(firmer(n), panel.job, panel.outputs, **LIGHT)
     go.click(start, [kind, target, preserve, place.model, place.scorer, *advanced.inputs], panel.outputs, **LIGHT)
     place.page.load(lambda: panel.running("erase"), None, panel.outputs, **LIGHT)
     place.page.load(draw, [kind, place.model], pictures, **DRAWING).then(**mark)

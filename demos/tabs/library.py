@@ -29,6 +29,7 @@ OPEN = (
 )
 See = Callable[[list[Image.Image]], list[str]]  # what a judge takes pictures for
 SHOWN = 48
+CALM = 0.25  # parts of the way to an anchor, up to which what should stay hardly looks different
 ORIGINS = {"erasure": "", "composed": "composed", "batch": "from a batch"}
 
 
@@ -49,27 +50,54 @@ def _card(item: Item, see: See) -> str:
         for pair in pairs
         for word, source in (("before", pair.before), ("after", pair.after))
     )
+    beside = bool(pictures)  # before left, after right; a strip has before above after
     data, shown = ("", False) if pictures else strip(item.folder, see, 2)
     sensitive = sensitive or shown or any(pair.sensitive for pair in pairs)
     if data:
         pictures = f'<img class="ce-all" src="{data}" alt="{view.esc(f"{item.title}: before above after")}">'
     initial = f'<i aria-hidden="true">{view.esc(item.title[:1].upper())}</i>'
-    holder = f'<div class="ce-quad{" ce-blurred" if sensitive else ""}">{pictures or initial}</div>'
+    sides = '<span class="ce-tag">before</span><span class="ce-tag">after</span>' if pictures else ""
+    kind = f"{' ce-blurred' if sensitive else ''}{' ce-beside' if beside else ' ce-above'}"
+    holder = f'<div class="ce-quad{kind}">{pictures or initial}{sides}</div>'
+    name = (" + " if item.origin == "composed" else ", ").join(item.targets)
     scores = item.scores
     text = told.recognised(scores["after"]["UA"], "it") if scores else "not scored"
-    origin = f' <span class="ce-badge">{ORIGINS[item.origin]}</span>' if ORIGINS[item.origin] else ""
+    where = tag_of(item) or ORIGINS[item.origin]
+    origin = f' <span class="ce-badge">{view.esc(where)}</span>' if where else ""
     take = (
         f'<button type="button" class="ce-take" data-name="{item.id}" aria-pressed="false" '
         f'aria-label="{view.esc(f"Pick {item.title}")}"><span aria-hidden="true">\u2713</span></button>'
     )
     return (
         f'<div class="ce-item" role="listitem" data-id="{item.id}">{holder}{take}'
-        f'<h3 class="ce-h4">{view.esc(item.title)}{origin}</h3>'
+        f'<h3 class="ce-h4" title="{view.esc(name)}">{view.esc(name)}</h3>{origin}'
         f"<p>{view.esc(view.capital(text))}</p>"
         f'<p class="ce-quiet">{view.esc(item.method)}, {view.esc(item.base)}</p>'
         f'<button type="button" class="ce-open" data-open="{item.id}" aria-label="{view.esc(f"Open {item.title}")}">'
         "Open</button></div>"
     )
+
+
+def tag_of(item: Item) -> str:
+    """For a joint adapter of a batch, what its concepts have in common; "" for others."""
+    if item.folder.parent.name != "joint":
+        return ""
+    tag = item.folder.name.rpartition("-")[0]
+    return "the whole list, in one" if tag == "all" else f"tag: {tag.replace('-', ' ')}"
+
+
+def matters(found: Any) -> str:
+    """What a person has to know of the interference, in a sentence."""
+    best: tuple[float, str, str] = (0.0, "", "")
+    names = [name.removeprefix("Erases ") for name in found.adapters]
+    for name, moved in [*zip(names, found.moved, strict=True), ("all together", found.together)]:
+        for j, concept in enumerate(found.concepts):
+            if not found.erased[j] and float(moved[j]) > best[0]:
+                best = (float(moved[j]), name, concept)
+    if best[0] <= CALM:
+        return f"Nothing that should stay moves by more than {max(0.01, best[0]):.2f}."
+    what = "All together they move" if best[1] == "all together" else f"Erasing {best[1]} also moves"
+    return f"{what} {best[2]} by {best[0]:.2f}: check it under “Try to break it”."
 
 
 def matrix(found: Any) -> str:
@@ -89,12 +117,10 @@ def matrix(found: Any) -> str:
             f'<td style="--v:{min(1.0, value):.3f}"{_classes(mine, value)}>{value:.2f}</td>' for value, mine in values
         )
         rows.append(f'<tr><th scope="row">{view.esc(name)}</th>{cells}</tr>')
-    lead = ""
-    for w in found.worst(1):
-        lead = f"Most in the way: {w['adapter'].removeprefix('Erases ')} moves {w['concept']} {told.moved(w['moved'])}."
     return (
-        f'<div class="ce-result"><h3>How they move each other</h3><p>{view.esc(lead)}</p>'
-        '<div class="ce-scroll" tabindex="0" role="region" aria-label="Interference">'
+        f'<div class="ce-result"><h3>How they move each other</h3>'
+        f'<p class="ce-plan" id="library-matters">{view.esc(matters(found))}</p>'
+        '<div class="ce-scroll ce-wide-scroll" tabindex="0" role="region" aria-label="Interference">'
         '<table class="ce-matrix" id="library-matrix"><caption class="ce-hidden">How far each adapter moves each '
         "concept; 1 is as far as the way to its anchor</caption>"
         f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"

@@ -139,7 +139,7 @@ def test_generators_that_cannot_be(page):
     for source, words in {
         "/": "/ has no model_index.json",
         "https://example.com/model": "an address is not fetched",
-        "/etc/passwd": "/etc/passwd has no model_index.json",
+        "/etc/passwd": "passwd has no model_index.json",
         "file:///etc/passwd": "an address is not fetched",
         "no/such/folder/here": "neither a folder",
     }.items():

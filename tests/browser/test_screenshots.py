@@ -15,6 +15,7 @@ from .test_style import ask
 
 MOST_BYTES = 150_000
 WIDTH, TALLEST = 1120, 1900
+PHONE = {"width": 390, "height": 844}
 WORK = 20 * 60_000 if FOR_SHOW else studio.WORK
 
 __all__ = ["shelf"]  # a fixture
@@ -25,14 +26,14 @@ def folder(tmp_path) -> Path:
     return ROOT / "demos" / "screenshots" if FOR_SHOW else tmp_path
 
 
-def shoot(page: Page, path: Path) -> None:
+def shoot(page: Page, path: Path, width: int = WIDTH) -> None:
     """The page from its top, in few colours."""
-    page.set_viewport_size({"width": WIDTH, "height": 900})
+    page.set_viewport_size({"width": width, "height": 900})
     page.mouse.move(0, 0)
     page.evaluate("scrollTo(0, 0); document.activeElement?.blur()")
     page.wait_for_function("[...document.images].every((i) => i.complete)")
     height = min(TALLEST, page.evaluate("document.documentElement.scrollHeight"))
-    data = page.screenshot(full_page=True, clip={"x": 0, "y": 0, "width": WIDTH, "height": height})
+    data = page.screenshot(full_page=True, clip={"x": 0, "y": 0, "width": width, "height": height})
     image = Image.open(io.BytesIO(data)).convert("RGB")
     assert len(image.getcolors(1 << 24) or ()) > 200, "nothing was drawn"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,3 +89,44 @@ def test_library(shelf, folder):
     studio.ended(shelf, "library")
     expect(shelf.locator("#library-matrix")).to_be_visible()
     shoot(shelf, folder / "library.png")
+
+
+def test_first_visit(page, folder):
+    studio.tiles(page)
+    expect(page.locator("#model-status")).to_contain_text("built-in")
+    expect(page.locator("#erase-plan")).not_to_be_empty()
+    shoot(page, folder / "first-visit.png")
+
+
+def test_erase_on_a_phone(open_page, demo, folder):
+    page = open_page(demo.url, viewport=PHONE)
+    studio.chip(page, "twemoji").click()
+    page.locator("#erase-go").click()
+    studio.ended(page, "erase", within=WORK)
+    expect(page.locator("#erase-grid")).to_be_visible()
+    shoot(page, folder / "phone-erase.png", PHONE["width"])
+
+
+def test_batch_on_a_phone(open_page, demo, folder):
+    page = open_page(demo.url, viewport=PHONE)
+    upload(page, "mine.csv", b"\xef\xbb\xbf" + LIST.encode())
+    checked(page)
+    expect(page.locator("#batch-rows td").first).to_be_visible()
+    shoot(page, folder / "phone-batch.png", PHONE["width"])
+
+
+def test_interference_on_a_phone(open_page, demo, shelf, folder):
+    page = open_page(demo.url, viewport=PHONE)
+    studio.tab(page, "Library")
+    pick(page, "twemoji", "violin")
+    page.locator("#library-compose").click()
+    studio.ended(page, "library", within=WORK)
+    expect(page.locator("#library-matters")).to_be_visible()
+    page.locator("#library-matters").scroll_into_view_if_needed()
+    shoot(page, folder / "phone-interference.png", PHONE["width"])
+
+
+def test_how_to_use(erased, folder):
+    erased.locator(".ce-use summary").first.click()
+    expect(erased.locator(".ce-use p").first).to_be_visible()
+    shoot(erased, folder / "how-to-use.png")
