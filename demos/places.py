@@ -93,12 +93,9 @@ class Renamed:
             return
         upload = scope["path"].endswith("/upload")
         inward = dict(scope)
-        for key, alias, root in (
-            ("path", f"={ALIAS}/", f"={self.root}/"),
-            ("raw_path", f"={ALIAS}/".encode(), f"={quote(str(self.root))}/".encode()),
-        ):
-            if isinstance(value := scope.get(key), type(alias)):
-                inward[key] = value.replace(alias, root, 1)  # type: ignore[call-overload]
+        inward["path"] = scope["path"].replace(f"={ALIAS}/", f"={self.root}/", 1)
+        if isinstance(raw := scope.get("raw_path"), bytes):
+            inward["raw_path"] = raw.replace(f"={ALIAS}/".encode(), f"={quote(str(self.root))}/".encode(), 1)
         await self.app(inward, receive if upload else self._received(receive), self._sent(send))
 
     def _received(self, receive: Receive) -> Receive:
