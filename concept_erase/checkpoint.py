@@ -20,6 +20,7 @@ from concept_erase.families import unet_streams
 _WEIGHTS = re.compile(r"(?P<stem>model|diffusion_pytorch_model)(\.(?P<variant>[^.]+))?\.safetensors")
 _INDEX = re.compile(r"(?P<stem>model|diffusion_pytorch_model)\.safetensors\.index(\.(?P<variant>[^.]+))?\.json")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}")
+FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")  # endings of weights
 _STREAM = re.compile(r"(down_blocks|mid_block|up_blocks)\..*\.attn2\.to_[kv]")
 _VARIANTS = (None, "fp16", "bf16", "ema")  # in this order, then any other
 _SNAPSHOT = re.compile(r"(?:^|[/\\])models--(?P<name>[^/\\]+)[/\\]snapshots[/\\](?P<revision>[0-9a-f]{40})[/\\]?$")
@@ -253,7 +254,7 @@ def what_it_is(path: Path) -> str:
         if any(key.startswith(("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")) for key in keys):
             return f"{path} is a single-file checkpoint, which is not read yet; {convert}"
         return f"{path} is a file of weights, not a pipeline; pass the folder with model_index.json"
-    if ending in (".ckpt", ".pt", ".pth", ".bin"):
+    if ending in FILES:
         return f"{path} is a pickled checkpoint, which is not read (it can run code); {convert}"
     if path.name == "model_index.json":
         return f"{path} is the index of a pipeline; pass its folder, {path.parent}"

@@ -15,19 +15,19 @@ import torch
 from torch import Tensor
 
 from concept_erase import embedded
-from concept_erase.checkpoint import Checkpoint, base_name, what_it_is
+from concept_erase.checkpoint import FILES, Checkpoint, base_name, what_it_is
 from concept_erase.errors import InputError, MissingModelError, NumericalError
 from concept_erase.families import FAMILIES, Family, Site, beside_text, check_layout, family_of
 from concept_erase.hub import fetch, load_pipeline, load_text_encoder
 from concept_erase.identity import Identity, identity
 from concept_erase.layers import (
     OFFLOADED,
+    Kept,
     canonical_to_live,
     linear,
     live_to_canonical,
     on_disk,
     refuse_loras,
-    tensor,
     unwrapped,
     walk,
 )
@@ -126,13 +126,13 @@ class Model:
             raw = self._disk.weights(component).read([f"{name}.weight" for name in names])
         else:
             module = self.component(component)
-            raw = (tensor(linear(module, canonical_to_live(module, name)), "weight") for name in names)
+            live = [linear(module, canonical_to_live(module, name)) for name in names]
+            raw = (Kept(path, layer).read() for path, layer in zip(paths, live, strict=True))
         streams = {path for site in self.family.streams for path in self._paths.get(site, ())}
         for path, weight in zip(paths, raw, strict=True):
             if not weight.is_floating_point():
                 raise InputError(
-                    f"the weights of {path} in {self.name} are quantised ({weight.dtype}); "
-                    "erase from a base in float32, float16 or bfloat16, the adapter fits both."
+                    f"{path} in {self.name} is stored as {weight.dtype}; do this with float weights, before quantising."
                 )
             if path in streams:
                 check_layout(self.name, {"cross_attention_dim": weight.shape[1]}, self._text_config)
@@ -179,10 +179,19 @@ class Model:
         """Refuse a live pipeline that does not compute what its own weights say.
 
         Raises:
-            InputError: a LoRA is switched on, or was fused into the weights.
+            InputError: a LoRA is switched on or was fused into the weights, or an erasure is loaded.
         """
-        if self._pipe is not None:
-            refuse_loras(self.name, self._pipe)
+        if self._pipe is None:
+            return
+        from concept_erase.attach import erasures
+
+        refuse_loras(self.name, self._pipe)
+        loaded = ", ".join(map(repr, erasures(self._pipe)))
+        if loaded:
+            raise InputError(
+                f"erasures are loaded into {self.name} ({loaded}): a further one would be made for what they left. "
+                "Call unload_erasure(pipe) first; erasures add up when all are loaded afterwards."
+            )
 
     # -- text --------------------------------------------------------------------------------------------------
 
@@ -410,7 +419,8 @@ def open_model(source: Source = None) -> Model:
         return _from_folder(Checkpoint(folder))
     if folder.exists():
         raise InputError(f"{what_it_is(folder)}.")
-    if folder.is_absolute() or str(source).count("/") != 1 or str(source).startswith(".") or "\\" in str(source):
+    no_hub_name = folder.is_absolute() or str(source).count("/") != 1 or str(source).startswith(".")
+    if no_hub_name or "\\" in str(source) or folder.suffix.lower() in FILES:
         raise MissingModelError(
             f"{source} is no folder; pass a folder of a diffusers pipeline, or a hub name like a/b."
         )

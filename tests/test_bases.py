@@ -23,6 +23,7 @@ from conftest import (
 from safetensors.torch import load_file, save_file
 
 from concept_erase import Concept, erase, methods
+from concept_erase.attach import load_erasure, unload_erasure
 from concept_erase.checkpoint import base_name
 from concept_erase.errors import ConceptEraseError, InputError, MissingModelError
 from concept_erase.generate import Sampling, generate
@@ -553,7 +554,7 @@ def test_weights_that_cannot_be_read_are_refused(pipe, tmp_path):
 
 def test_a_shell_without_weights_is_refused(pipe):
     pipe.unet.to("meta")
-    with pytest.raises(InputError, match="erase before offloading"):
+    with pytest.raises(InputError, match="offloaded out of reach; do this before offloading"):
         erased(pipe)
 
 
@@ -561,7 +562,7 @@ def test_quantised_weights_are_refused(pipe, model):
     for path in model.stream_layers():
         layer = layer_at(pipe, path)
         layer.weight = torch.nn.Parameter(torch.zeros(layer.weight.shape, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(InputError, match=r"quantised \(torch\.int8\)"):
+    with pytest.raises(InputError, match=r"is stored as torch\.int8; do this with float weights"):
         erased(pipe)
 
 
@@ -598,6 +599,18 @@ def test_a_fused_lora_is_refused_by_name(with_lora, unloaded):
         with_lora.unload_lora_weights()
     with pytest.raises(InputError, match=r"fused into the weights of pipeline \(inked\).*unfuse_lora\(\)"):
         erased(with_lora)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_erasures_that_are_loaded_are_named_and_taken_out_first(pipe, expected, method, tmp_path):
+    file = expected["uce"].save(tmp_path / "adapter")[0]
+    load_erasure(pipe, file, name="first")
+    with pytest.raises(
+        InputError, match=r"erasures are loaded into pipeline \('first'\).*unload_erasure\(pipe\) first"
+    ):
+        erased(pipe, method)
+    unload_erasure(pipe)
+    assert erased(pipe, method).adapter.digest == expected[method].digest
 
 
 def off(pipe):
@@ -730,8 +743,8 @@ def test_a_model_s_folder_in_the_cache_says_what_to_pass(base_folder, cache):
         open_model(snapshot.parent.parent)
 
 
-@pytest.mark.parametrize("name", ["models\\dreamy", "C:\\models\\dreamy", "some\\one/two"])
-def test_a_path_with_backslashes_is_no_hub_name(name):
+@pytest.mark.parametrize("name", ["models\\dreamy", "C:\\models\\dreamy", "some\\one/two", "models/gone.ckpt"])
+def test_a_path_is_no_hub_name(name):
     with pytest.raises(MissingModelError, match="is no folder"):
         open_model(name)
 
