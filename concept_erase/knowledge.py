@@ -28,6 +28,7 @@ Progress = Callable[[int, int, str], None]
 FIRST = 32  # own pictures of a concept that are looked at first, where scoring draws so many
 FIRM = 24  # own pictures without which nothing is called unknown
 CLOSE = (96, 72 // NULL)  # own pictures, and blocks of nonsense, where the first ones leave room for doubt
+WORTH = 5.0  # per cent above nonsense that are worth a closer look: what is a picture or two costs none
 CLOSER = 8  # concepts that are looked at more closely in one erasure
 
 
@@ -126,7 +127,7 @@ def look(
         rates, closely = (_rate(judges, concept, mine, draw), null[concept.target]), False
         for size, blocks in ((FIRM, 1), CLOSE):
             # What is not clear is looked at again; but only what might be known at more than that.
-            doubt = newcombe(*rates).low <= 0 and (len(mine) < FIRM or newcombe(*rates).value > 0)
+            doubt = newcombe(*rates).low <= 0 and (len(mine) < FIRM or newcombe(*rates).value > WORTH)
             if not doubt or len(mine) >= size or (closer >= CLOSER and not closely):
                 continue
             closer, closely = closer + (not closely), True

@@ -493,7 +493,7 @@ def test_what_it_knows_is_said_first(base_folder, scorer_folder, judged):
 @pytest.mark.parametrize(
     ("own", "null", "n", "state", "looked"),
     [(1, 0, 1, "known", 1), (1, 0.4, 3, "known", 24), (0, 0, 3, "unknown", 24), (0.25, 0.1, 200, "known", 96),
-     (0.1, 0.2, 200, "unknown", 32), (0.12, 0.1, 40, "unknown", 96), (0.1, 0.4, 24, "unknown", 24)],
+     (0.1, 0.2, 200, "unknown", 32), (0.15, 0.1, 40, "unknown", 96), (0.1, 0.4, 24, "unknown", 24)],
 )  # fmt: skip
 def test_more_pictures_are_looked_at_where_the_first_leave_doubt(
     model, scorer_folder, judged, own, null, n, state, looked
