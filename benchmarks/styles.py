@@ -29,11 +29,11 @@ from concept_erase.generate import Sampling, generate
 from concept_erase.known_styles import FILE, KnownStyles, features, fit
 from concept_erase.statistics import rate
 
-PICTURES, ART = 32, 64  # of each style and source; of the art that the generator was trained on
+PICTURES, ART = 16, 40  # of each style and source; of the art that the generator was trained on
 DRAWN = 24  # by the generator, in each style
 SIZES = (3, 5, 7, 12)
 DRAWS = 6  # sets of each style, source, treatment and size
-FOLDS = 6
+FOLDS = 4
 FALSE_ALARMS = 0.025  # aimed at while calibrating: half of what is promised
 SHARES = {"art": 0.45, "drawn": 0.4, "other art": 0.15}  # of all that is known, while fitting
 FOREIGN = ("foreign", "held out")

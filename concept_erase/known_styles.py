@@ -160,7 +160,7 @@ def fit(found: Tensor, labels: Tensor, weights: Tensor, classes: int, decay: flo
     x, counts = (found - middle) / spread, weights / weights.sum()
     weight = torch.zeros(classes, found.shape[1], requires_grad=True)
     bias = torch.zeros(classes, requires_grad=True)
-    optimiser = torch.optim.LBFGS([weight, bias], max_iter=150, history_size=10, line_search_fn="strong_wolfe")
+    optimiser = torch.optim.LBFGS([weight, bias], max_iter=100, history_size=10, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimiser.zero_grad()

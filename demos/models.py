@@ -219,7 +219,7 @@ class Generators:
     def _turn(self, progress: Callable[[int, int, str], None], stopped: Callable[[], bool]) -> Iterator[None]:
         """The lock, waited for in words."""
         if not self._lock.acquire(timeout=0.2):
-            progress(0, 0, "Waiting for another drawing to end")
+            progress(0, 0, "Waiting for the generator, which is busy")
             while not self._lock.acquire(timeout=0.2):
                 if stopped():
                     raise StoppedError

@@ -79,7 +79,7 @@ def test_whoever_waits_for_the_generator_is_told_and_may_leave(tmp_path):
         generators.recognise([], "", None, tell, leave.is_set)
     done.set()
     other.join()
-    assert told == ["Waiting for another drawing to end"]
+    assert told == ["Waiting for the generator, which is busy"]
 
 
 def test_drawing_stops_at_the_next_denoising_step(model):
