@@ -104,8 +104,8 @@ def build(place: Place) -> None:
     tiles: dict[str, gr.HTML] = {}
     with gr.Column(elem_id="erase-chips"):
         for _, each in KINDS:
-            html = chips(each, studio.generators.tiles_at_hand(Kind(each))) if not studio.defaults.model else ""
-            tiles[each] = gr.HTML(html, elem_id=f"erase-chips-{each}", js_on_load=PICK)
+            shown = chips(each, studio.generators.tiles_at_hand(Kind(each))) if not studio.defaults.model else ""
+            tiles[each] = gr.HTML(shown, elem_id=f"erase-chips-{each}", js_on_load=PICK)
     names = known("style", studio.defaults.model)
     with gr.Row(elem_classes="ce-pairrow"):
         target = gr.Dropdown(

@@ -47,3 +47,4 @@ def test_jobs_are_listed_kept_and_cancelled(own_demo, open_page):
     row(third, "blob").get_by_role("button").click()
     expect(third.locator("#jobs-list")).to_have_count(0)
     expect(studio.state(third, "erase")).to_have_attribute("data-state", "cancelled")
+    open_page.excuse(*studio.LEFT)  # of the page that was loaded again

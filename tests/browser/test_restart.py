@@ -33,6 +33,7 @@ def test_work_goes_on_after_kill_9(own_demo, open_page):
     assert len(first) == 1
 
     page.goto(own_demo.url)
+    open_page.excuse(*studio.LEFT)
     erase(page, "blob", "fluent", 12)
     expect(studio.state(page, "erase")).to_contain_text("Drawing", timeout=studio.WORK)
     (worker,) = own_demo.workers()
