@@ -277,7 +277,8 @@ def stoppable(model: Model, stopped: Callable[[], bool]) -> Iterator[None]:
         if stopped():
             raise StoppedError
 
-    hook = model.pipe.unet.register_forward_pre_hook(ask)
+    pipe: Any = model.pipe
+    hook = pipe.unet.register_forward_pre_hook(ask)
     try:
         yield
     finally:
