@@ -258,6 +258,8 @@ class Work:
 
 
 def _judges(model: Model, concepts: Sequence[Concept], scorer: str | None) -> tuple[Judges | None, str | None]:
+    if model.undrawable:
+        return None, model.undrawable.rstrip(".")
     try:
         return Judges(model, concepts, scorer), None
     except MissingModelError as error:
