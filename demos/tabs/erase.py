@@ -190,7 +190,7 @@ def build(place: Place) -> None:
     target.change(**mark)
     sure.input(None, [sure, advanced.pictures], advanced.pictures, js=PRESET, api_visibility="private")
     advanced.pictures.change(None, advanced.pictures, sure, js=OWN_NUMBER, api_visibility="private")
-    asked = [advanced.pictures, advanced.method, advanced.steps, place.model]
+    asked: list[Any] = [advanced.pictures, advanced.method, advanced.steps, place.model]
     gr.on([c.change for c in (*asked, panel.result)], foresee, asked, plan, **LIGHT)
     place.page.load(foresee, asked, plan, **LIGHT)
     for button, n in more:
