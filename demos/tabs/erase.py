@@ -208,10 +208,9 @@ def build(place: Place) -> None:
     target.change(**mark)
     sure.input(None, [sure, advanced.pictures], advanced.pictures, js=PRESET, api_visibility="private")
     advanced.pictures.change(None, advanced.pictures, sure, js=OWN_NUMBER, api_visibility="private")
-    gr.on(
-        [c.change for c in (advanced.pictures, advanced.method, advanced.steps, place.model, panel.result)],
-        foresee, [advanced.pictures, advanced.method, advanced.steps, place.model], plan, **LIGHT,
-    )  # fmt: skip
+    asked: list[Any] = [advanced.pictures, advanced.method, advanced.steps, place.model]
+    gr.on([c.change for c in (*asked, panel.result)], foresee, asked, plan, **LIGHT)
+    place.page.load(foresee, asked, plan, **LIGHT)
     for button, n in more:
         button.click(firmer(n), panel.job, panel.outputs, **LIGHT)
     go.click(start, [kind, target, preserve, place.model, place.scorer, *advanced.inputs], panel.outputs, **LIGHT)
