@@ -52,7 +52,8 @@ def found_page(found: Found) -> str:
         f'<details class="ce-notes"><summary>How near each style is</summary>{_ranking(found)}'
         f"<p>The line, {r.knows_from:.2f}, is where “it knows this style” begins. The two bands below are measured: "
         "where nine of ten sets of pictures lie, in its own styles and in styles that it never saw. "
-        f"{view.esc(text)}</p></details></div>"
+        f"{view.esc(text)} Pictures of things that it never learnt to draw are often not known to it, in any style.</p>"
+        "</details></div>"
     )
 
 
