@@ -154,7 +154,7 @@ def headline(item: Item) -> str:
     """What one gets now when asking for what was erased, in words an artist would use."""
     before, after = item.scores["before"]["UA"], item.scores["after"]["UA"]  # type: ignore[index]
     k, n = told.count(after)
-    if told.verdict(before, after) == told.UNKNOWN:
+    if told.verdict(before, after, _nonsense(item)) == told.UNKNOWN:
         return f"It hardly knew {item.title} before, so there was little to erase."
     if n and (n - k) / n > 0.7:
         return f"Asked for {item.title}, it still draws {item.title}."
