@@ -180,7 +180,8 @@ def build(place: Place) -> None:
         while worker.is_alive() and not check.ended:
             step = _last(steps)
             if step is not None:
-                yield [view.state("style-state", "running", pace.bar(*step)), *[gr.skip()] * 4]
+                told = view.state("style-state", "running", pace.bar(*step))
+                yield [told, *[gr.skip()] * 3, gr.update(visible=True)]
         if checks.get(page) is not check:
             return  # another look has begun, and tells its own story
         checks.pop(page, None)
