@@ -134,10 +134,11 @@ def calls(studio: Studio) -> list[Any]:
         model: str = "",
         scorer: str = "",
         half: bool = False,
+        force: bool = False,
     ) -> dict:
-        """Queue a checked list; returns its job."""
+        """Queue a checked list; returns its job. Rows that the generator does not know fail unless `force` is true."""
         how = {"method": method, "settings": settings, "pictures": _given(pictures), "steps": _given(steps)}
-        made = batches.submit(studio, list, title, **how, model=model, scorer=scorer, half=half)
+        made = batches.submit(studio, list, title, force=force, **how, model=model, scorer=scorer, half=half)
         return job_dict(studio, made)
 
     def library() -> list[dict]:

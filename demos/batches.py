@@ -70,12 +70,13 @@ def check(studio: Studio, path: object, **how: Any) -> Checked:
         return Checked(name, listed, None, str(error))
 
 
-def submit(studio: Studio, name: object, title: object = "", **how: Any) -> Job:
+def submit(studio: Studio, name: object, title: object = "", *, force: object = False, **how: Any) -> Job:
     """Queue a checked list.
 
     Args:
         name: `Checked.name`; nothing else is read.
         title: For people.
+        force: Erase also the rows that the generator does not seem to know.
         how: Those of `HOW`, as in `Studio.erase`.
     Raises:
         InputError: there is no such list.
@@ -84,7 +85,7 @@ def submit(studio: Studio, name: object, title: object = "", **how: Any) -> Job:
         raise InputError("there is no such list; upload it, and look at its rows first.")
     if not (studio.root / name).is_file():
         raise InputError("this list is not here any more; upload it again.")
-    arguments = {"list": name, **_how(studio, how)}
+    arguments = {"list": name, **_how(studio, how), **({"force": True} if force else {})}
     shown = title if isinstance(title, str) and title.strip() else "a list"
     folder = f"batches/{file_name([Path(shown).stem], also=[job_id('batch', arguments)])}"
     return studio.queue.submit("batch", arguments, f"Batch {shown[:80]}", folder)

@@ -150,11 +150,15 @@ def build(place: Place, tab: gr.Tab) -> None:
         "checked before anything runs; work goes on after a restart and nothing is done twice.</p></div>"
     )
     upload = gr.File(
-        label="A list: CSV, YAML, JSON lines or plain text", file_count="single", height=140, elem_id="batch-list",
-        file_types=[".csv", ".xlsx", ".tsv", ".txt", ".yaml", ".yml", ".jsonl", ".ndjson"],
+        label="A list: CSV, Excel, YAML, JSON lines or plain text", file_count="single", height=140,
+        elem_id="batch-list", file_types=[".csv", ".xlsx", ".tsv", ".txt", ".yaml", ".yml", ".jsonl", ".ndjson"],
     )  # fmt: skip
     checked_html = gr.HTML("", elem_id="batch-checked")
     advanced = Advanced("batch", studio.defaults, anchor=False)
+    force = gr.Checkbox(
+        False, label="Erase also what the generator does not seem to know",
+        info="Else such rows fail, and say so: there is nothing to erase.", elem_id="batch-force",
+    )  # fmt: skip
     go = gr.Button("Erase the list", variant="primary", interactive=False, elem_id="batch-go", elem_classes="ce-go")
     kept, title = gr.State(""), gr.State("")
 
@@ -190,9 +194,10 @@ def build(place: Place, tab: gr.Tab) -> None:
             inner = view.message(sentence(error), bad=True)
             return ["", "", "", gr.update(interactive=False), view.state("batch-state", "failed", inner)]
 
-    def start(name: str, shown: str, model: str, scorer: str, *rest: Any) -> list[Any]:
+    def start(name: str, shown: str, anyway: bool, model: str, scorer: str, *rest: Any) -> list[Any]:
         try:
-            job = batches.submit(studio, name, shown, model=model, scorer=scorer, **advanced.read(*rest))
+            how = advanced.read(*rest)
+            job = batches.submit(studio, name, shown, force=anyway, model=model, scorer=scorer, **how)
             return panel.show(job)
         except Exception as error:
             return panel.failed(error)
@@ -234,7 +239,7 @@ def build(place: Place, tab: gr.Tab) -> None:
     settings = [place.model, place.scorer, *advanced.inputs]
     watched = [queue, watch, zip_row]
     upload.change(check, [upload, *settings], [checked_html, kept, title, go, panel.status], **LIGHT)
-    go.click(start, [kept, title, *settings], panel.outputs, **LIGHT)
+    go.click(start, [kept, title, force, *settings], panel.outputs, **LIGHT)
     panel.job.change(look, panel.job, watched, **LIGHT)
     panel.status.change(look, panel.job, watched, **LIGHT)
     watch.tick(look, panel.job, watched, **LIGHT)
