@@ -16,7 +16,7 @@ app: $(VENV)/installed
 	$(BIN)/concept-erase demo
 
 test: $(VENV)/installed-dev lint
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -55,11 +55,6 @@ def _without_browser() -> None:
     pytest.skip(REMEDY)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The stranger comes first: nothing of what he asks for is done yet in the demo that all share."""
-    items.sort(key=lambda item: item.name != "test_three_clicks_to_an_erased_style")
-
-
 def pytest_terminal_summary(terminalreporter) -> None:
     skipped = [r for r in terminalreporter.stats.get("skipped", ()) if REMEDY in str(r.longrepr)]
     if skipped:

@@ -23,7 +23,8 @@ class Clicks:
         return self._page.evaluate("clicks")
 
 
-def test_three_clicks_to_an_erased_style(page, tmp_path):
+def test_three_clicks_to_an_erased_style(own_demo, open_page, tmp_path):
+    page = open_page(own_demo.start().url)
     expect(studio.chip(page, "twemoji")).to_be_visible()
     clicks = Clicks(page)
     studio.chip(page, "twemoji").click()

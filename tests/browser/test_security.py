@@ -127,7 +127,9 @@ def test_uploaded_names_stay_inside(demo, name):
     if status == 200:
         (path,) = json.loads(body)
         assert ".." not in Path(path).parts
-        assert Path(path).is_relative_to(demo.folder / "uploads")
+        kept = demo.folder / Path(path).relative_to("/studio")  # the demo's name for its folder
+        assert kept.resolve().is_relative_to(demo.folder / "uploads")
+        assert kept.is_file()
     assert status < 500
     outside = set(demo.folder.parent.glob("*escaped*")) - before
     assert not outside
