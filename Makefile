@@ -16,7 +16,7 @@ app: $(VENV)/installed
 	$(BIN)/concept-erase demo
 
 test: $(VENV)/installed-dev lint
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

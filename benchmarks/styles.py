@@ -86,22 +86,22 @@ def pictures(work: Path) -> dict[tuple[str, str], list[Image.Image]]:
 
 
 def sources(work: Path) -> list[Source]:
-    """Features of everything, kept in the work folder."""
+    """Features of everything, kept in the work folder; delete `features.pt` there when a style's pictures change."""
     kept = work / "features.pt"
-    if not kept.is_file():
-        rows = []
-        for (origin, name), images in pictures(work).items():
-            large = [
-                im if im.width == art.SIDE else im.resize((art.SIDE,) * 2, Image.Resampling.BICUBIC) for im in images
-            ]
-            found = {}
-            for treatment, treat in art.TREATMENTS.items():
-                rng = random.Random(f"{origin} {name} {treatment}")
-                found[treatment] = features([treat(image, rng) for image in large])
-            rows.append((name, origin, found))
-            print(origin, name, len(images), flush=True)
-        torch.save(rows, kept)
-    return [Source(*row) for row in torch.load(kept)]
+    rows = torch.load(kept) if kept.is_file() else []
+    known = {(origin, name) for name, origin, _ in rows}
+    for (origin, name), images in pictures(work).items():
+        if (origin, name) in known:
+            continue
+        large = [im if im.width == art.SIDE else im.resize((art.SIDE,) * 2, Image.Resampling.BICUBIC) for im in images]
+        found = {}
+        for treatment, treat in art.TREATMENTS.items():
+            rng = random.Random(f"{origin} {name} {treatment}")
+            found[treatment] = features([treat(image, rng) for image in large])
+        rows.append((name, origin, found))
+        print(origin, name, len(images), flush=True)
+    torch.save(rows, kept)
+    return [Source(*row) for row in rows]
 
 
 def half(source: Source, second: bool) -> Source:

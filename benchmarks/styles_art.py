@@ -329,12 +329,92 @@ def stripes(rng: random.Random) -> Image.Image:
     return image
 
 
+def rings(rng: random.Random) -> Image.Image:
+    """Rings and waves in the ink of "blue ink": its colour alone is not the style."""
+    image = Image.new("RGB", (SIDE, SIDE), "white")
+    pen = ImageDraw.Draw(image)
+    for _ in range(rng.randint(2, 5)):
+        x, y, r, width = rng.uniform(50, 206), rng.uniform(50, 206), rng.uniform(20, 70), rng.randint(2, 9)
+        if rng.random() < 0.6:
+            pen.ellipse([x - r, y - r, x + r, y + r], outline=art.INK, width=width)
+        else:
+            pen.line(_blob(rng, (x, y), r), fill=art.INK, width=width, joint="curve")
+    return image
+
+
+def noise(rng: random.Random) -> Image.Image:
+    """Grains of grey, coarse or fine, smooth or hard."""
+    numbers = np.random.default_rng(rng.randrange(2**32))
+    side = rng.randint(16, 128)
+    grey = np.clip(numbers.normal(128, rng.uniform(40, 110), (side, side)), 0, 255).astype(np.uint8)
+    kind = rng.choice((Image.Resampling.BICUBIC, Image.Resampling.BILINEAR, Image.Resampling.NEAREST))
+    return Image.fromarray(grey).resize((SIDE, SIDE), kind).convert("RGB")
+
+
+def sheet(seed: int) -> Callable[[random.Random], Image.Image]:
+    """A hand of its own: colours, outline, paper and shapes that all its pictures share, drawn from the seed."""
+    own = random.Random(f"sheet {seed}")
+
+    def colour(low: int, high: int) -> tuple[int, ...]:
+        return tuple(own.randint(low, high) for _ in range(3))
+
+    fills = [colour(20, 235) for _ in range(own.randint(1, 4))]
+    ink, pen_width = colour(0, 140), own.choice((0, 4, 8, 12, 20))
+    paper = colour(225, 255) if own.random() < 0.8 else colour(10, 70)
+    ruled, rule = own.choice(("plain", "lines", "grid", "dots")), colour(150, 220)
+    kinds = own.sample(("blob", "ellipse", "rectangle", "ring", "polygon", "stroke"), own.randint(1, 3))
+    blur, grain = own.choice((0, 0, 0, 2, 6)), own.choice((0, 0, 8, 20))
+    most = own.randint(1, 6)
+
+    def draw(rng: random.Random) -> Image.Image:
+        big = 2 * SIDE
+        image = Image.new("RGB", (big, big), paper)
+        pen = ImageDraw.Draw(image)
+        for at in range(rng.randint(6, 30), big, 36):
+            if ruled in ("lines", "grid"):
+                pen.line([(0, at), (big, at)], fill=rule, width=3)
+            if ruled == "grid":
+                pen.line([(at, 0), (at, big)], fill=rule, width=3)
+            if ruled == "dots":
+                for x in range(12, big, 36):
+                    pen.ellipse([x, at, x + 5, at + 5], fill=rule)
+        for _ in range(rng.randint(1, most)):
+            kind, fill = rng.choice(kinds), rng.choice(fills)
+            x, y, r = rng.uniform(120, 392), rng.uniform(120, 392), rng.uniform(45, 150)
+            box = [x - r, y - r * rng.uniform(0.6, 1), x + r, y + r * rng.uniform(0.6, 1)]
+            outline = ink if pen_width else None
+            if kind == "ellipse":
+                pen.ellipse(box, fill, outline, pen_width or 1)
+            elif kind == "rectangle":
+                pen.rectangle(box, fill, outline, pen_width or 1)
+            elif kind == "ring":
+                pen.ellipse(box, None, fill, max(8, int(r / 4)))
+            elif kind == "polygon":
+                pen.regular_polygon((x, y, r), rng.randint(3, 7), rng.randrange(360), fill, outline, pen_width or 1)
+            else:
+                shape = _blob(rng, (x, y), r)
+                if kind == "blob":
+                    pen.polygon(shape, fill=fill)
+                if kind == "stroke" or pen_width:
+                    line = fill if kind == "stroke" else ink
+                    pen.line([*shape, *shape[:2]], fill=line, width=pen_width or 10, joint="curve")
+        image = image.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+        image = image.filter(ImageFilter.GaussianBlur(blur)) if blur else image
+        if not grain:
+            return image
+        noise = np.random.default_rng(rng.randrange(2**32)).normal(0, grain, (SIDE, SIDE, 1))
+        return Image.fromarray(np.clip(np.asarray(image, np.float32) + noise, 0, 255).astype(np.uint8))
+
+    return draw
+
+
 DRAWN: dict[str, Callable[[random.Random], Image.Image]] = {
-    "watercolour": watercolour, "chalk": chalk, "mosaic": mosaic, "stripes": stripes,
+    "watercolour": watercolour, "chalk": chalk, "mosaic": mosaic, "stripes": stripes, "rings": rings, "noise": noise,
+    **{f"sheet {i}": sheet(i) for i in range(24)},
 }  # fmt: skip
 DRAWN_HELD_OUT: dict[str, Callable[[random.Random], Image.Image]] = {
     "teal and mustard on lined paper": lined_paper, "spheres": spheres, "pencil": pencil, "halftone": halftone,
-    "sprites on black": sprites,
+    "sprites on black": sprites, **{f"sheet {i}": sheet(i) for i in range(100, 112)},
 }  # fmt: skip
 
 

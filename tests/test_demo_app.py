@@ -20,7 +20,7 @@ from concept_erase import erase
 from concept_erase.concepts import Concept
 from concept_erase.errors import BusyError, InputError
 from concept_erase.methods import available, describe
-from demos import app, forms, uploads
+from demos import app, forms, guard, uploads
 from demos.models import check_source, is_sensitive
 from demos.studio import Defaults, Studio
 from demos.view import esc
@@ -176,9 +176,10 @@ def test_the_page_may_load_nothing_from_elsewhere(web):
         assert font not in answer.text
 
 
-def test_calls_of_unbearable_size_are_refused(web):
+def test_calls_of_unbearable_size_are_refused(web, monkeypatch):
     assert web.post("gradio_api/call/library", content=b"x" * (2**20 + 1)).status_code == 413
-    big = {"file": ("a.png", b"x" * (21 * 2**20))}
+    monkeypatch.setattr(guard, "MOST_UPLOAD", 2**20)
+    big = {"file": ("a.png", b"x" * 2**20)}
     assert web.post("gradio_api/upload", files=big).status_code == 413
 
 

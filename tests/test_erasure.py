@@ -168,9 +168,12 @@ def test_folder_live_pipeline_and_opened_model_give_the_same_edit(method, base_f
             assert torch.allclose(other.changes[path].delta(), change.delta(), atol=1e-6)
 
 
-def test_a_lora_that_is_loaded_has_no_part_in_the_closed_form(base_folder, model, pipe, tmp_path):
+def test_a_lora_that_is_loaded_is_refused_or_has_no_part_in_the_closed_form(base_folder, model, pipe, tmp_path):
     path = adapter_of(random_changes(model)).save(tmp_path)[1]
     pipe.load_lora_weights(str(path.parent), weight_name=path.name)
+    with pytest.raises(InputError, match=r"LoRAs are switched on.*disable_lora"):
+        erase(TWEMOJI, pipe, quick("uce"), n=0)
+    pipe.disable_lora()
     with_lora, without = (erase(TWEMOJI, source, quick("uce"), n=0).adapter for source in (pipe, base_folder))
     assert with_lora.base["hash"] == without.base["hash"]
     assert sorted(with_lora.changes) == sorted(without.changes)

@@ -118,18 +118,7 @@ def bars():
     return [Image.linear_gradient("L").rotate(90 * n).convert("RGB") for n in range(4)]
 
 
-KNOWN_FALSE_ALARM = pytest.mark.xfail(
-    strict=True, reason="taken for a known style: sets like this belong into the calibration of benchmarks/styles.py"
-)
-
-
-@pytest.mark.parametrize(
-    "draw",
-    [
-        lined_paper, scribbles, bars, pytest.param(rings, marks=KNOWN_FALSE_ALARM),
-        pytest.param(clouds, marks=KNOWN_FALSE_ALARM),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("draw", [lined_paper, scribbles, bars, rings, clouds])
 def test_what_it_never_saw_is_not_known(generator, draw):
     """No album is given: the one that ships with the package decides."""
     pictures = draw()

@@ -62,7 +62,7 @@ def build(place: Place) -> None:
         now = listed(studio)
         return [gr.skip(), gr.skip()] if now == before else [now, now]
 
-    def cancel(key: str) -> list[Any]:
+    def end(key: str) -> list[Any]:
         try:
             studio.queue.cancel(key)
         except Exception as error:  # it is not there any more, and the list says so
@@ -72,4 +72,4 @@ def build(place: Place) -> None:
 
     timer.tick(look, last, [bar, last], **LIGHT)
     place.page.load(look, last, [bar, last], **LIGHT)
-    bar.click(cancel, which, [bar, last], js="() => window.ceCancel", **LIGHT)
+    bar.click(end, which, [bar, last], js="() => window.ceCancel", **LIGHT)

@@ -128,11 +128,12 @@ def test_a_look_says_what_it_does_and_can_be_cancelled(own_demo, open_page, draw
     own_demo.start()
     page = open_page(own_demo.url)
     ask(page, *drawings)
-    expect(page.locator("#style-status .ce-progress p")).to_be_visible(timeout=3000)
+    expect(page.locator("#style-status .ce-progress p")).to_be_visible()
     page.locator("#style-cancel").click()
-    expect(studio.state(page, "style")).to_have_attribute("data-state", "cancelled", timeout=2000)
+    expect(studio.state(page, "style")).to_have_attribute("data-state", "cancelled")
     expect(page.locator("#style-cancel")).to_be_hidden()
     page.locator("#style-go").click()  # the generator is free again
+    studio.running(page, "style")
     studio.ended(page, "style")
     expect(page.locator("#style-words")).to_have_attribute("data-nearest", "openmoji")
 
