@@ -10,8 +10,9 @@ from playwright.sync_api import Page, expect
 from . import studio
 from .demo import FOR_SHOW, ROOT
 from .test_batch import LIST, checked, run, upload
+from .test_jobs import begin, row
 from .test_library import pick, shelf
-from .test_style import ask
+from .test_style import ask, lined_paper
 
 MOST_BYTES = 150_000
 WIDTH, TALLEST = 1120, 1900
@@ -62,6 +63,32 @@ def test_my_style(page, drawings, folder):
     studio.ended(page, "style-erase", within=WORK)
     expect(page.locator("#style-erase-slider")).to_be_visible()
     shoot(page, folder / "my-style.png")
+
+
+def test_a_style_that_it_never_saw(page, folder):
+    ask(page, *lined_paper())
+    studio.ended(page, "style", within=WORK)
+    expect(page.locator("#style-words")).to_have_attribute("data-verdict", "unknown")
+    shoot(page, folder / "my-style-unknown.png")
+
+
+def test_jobs(own_demo, open_page, folder):
+    own_demo.start()
+    page = open_page(own_demo.url)
+    studio.tiles(page)
+    begin(page, "blob")
+    other = open_page(own_demo.url)
+    begin(other, "noto")
+    expect(row(other, "noto")).to_contain_text("waiting")
+    shoot(other, folder / "jobs.png")
+
+
+def test_a_concept_that_it_never_knew(page, folder):
+    studio.write(page, "erase-target", "Van Gogh")
+    page.locator("#erase-go").click()
+    expect(page.locator("#erase-anyway")).to_be_visible(timeout=WORK)
+    expect(studio.state(page, "erase")).to_contain_text("does not seem to know 'Van Gogh'")
+    shoot(page, folder / "unknown-concept.png")
 
 
 def test_try_to_break_it(erased, folder):
