@@ -20,7 +20,7 @@ from .places import unplaced
 from .view import LARGE, SMALL, Pair, capital, esc, figure, file_data, grid, message, picture_data, viewer
 
 SCORES = (
-    ("forgotten", "Forgotten", "UA"),
+    ("forgotten", "Not recognised", "UA"),
     ("neighbours", "Neighbours kept", "IRA"),
     ("contexts", "What they show, kept", "CRA"),
 )

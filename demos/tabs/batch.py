@@ -120,7 +120,7 @@ def summary(folder: Path, see: Callable[[list[Image.Image]], list[str]]) -> str:
         parts.append(f'<div class="ce-strip" id="batch-gallery">{cells}</div>')
     rows = [[view.esc(e["row"]), view.esc(e["target"]), *_scores(e)] for e in [*failed, *entries][:SHOWN]]
     rows += [["joint", view.esc(j["tag"]), *_scores(j)] for j in index["joint"][:50]]
-    parts.append(view.table(["Row", "Forgotten", "Result", "Neighbours"], rows, "batch-results", "Results"))
+    parts.append(view.table(["Row", "Concept", "Result", "Neighbours"], rows, "batch-results", "Results"))
     parts.append('<p class="ce-quiet">The zip holds all of it, with a page to look at: index.html.</p>')
     return f'<div class="ce-result">{"".join(parts)}</div>'
 
