@@ -61,16 +61,6 @@ def write(page: Page, field: str, *names: str) -> None:
     box.blur()  # its options would lie over what comes next
 
 
-def only(page: Page, field: str, name: str) -> None:
-    """Make a name the only one in a field that takes several."""
-    clear = page.locator(f"#{field}").get_by_role("button", name="Clear")
-    if clear.is_visible():
-        clear.click()
-    write(page, field, name)
-    expect(page.locator(f"#{field}").get_by_role("button", name="Remove")).to_have_count(1)
-    expect(page.locator(f"#{field}")).to_contain_text(name)
-
-
 def unfold(page: Page, name: str) -> None:
     """Open a part of the form that is folded."""
     button = page.locator(f"#{name} .ce-unfold")

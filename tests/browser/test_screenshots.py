@@ -93,7 +93,8 @@ def test_a_concept_that_it_never_knew(page, folder):
 
 def test_try_to_break_it(erased, folder):
     studio.tab(erased, "Try to break it")
-    studio.only(erased, "break-adapter", "twemoji")
+    expect(erased.locator("#break-adapter").get_by_role("button", name="Remove")).to_have_count(1)
+    expect(erased.locator("#break-adapter")).to_contain_text("twemoji")  # what was just looked at
     for prompt in ("a crown in twemoji style", "a twemoji rocket", "a cat in twemoji style"):
         studio.draw(erased, prompt)
     shoot(erased, folder / "try-to-break-it.png")
