@@ -178,7 +178,7 @@ class Queue:
             return replace(seen)
 
     def cancel(self, key: str) -> Job:
-        """Stop a job; returns when it has stopped, within two seconds."""
+        """Stop a job; returns when it has stopped, within two seconds where the machine is not busy."""
         with self._changed:
             job = self.get(key)
             if job.state == QUEUED:
@@ -186,7 +186,7 @@ class Queue:
             elif job.state == RUNNING:
                 self._cancelled.add(key)
                 self._stop(self._process)
-                self._changed.wait_for(lambda: self._jobs[key].state in ENDED, timeout=GRACE + 0.5)
+                self._changed.wait_for(lambda: self._jobs[key].state in ENDED, timeout=GRACE + 10)
             return self._jobs[key]
 
     def forget(self, key: str) -> None:

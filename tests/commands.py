@@ -51,7 +51,7 @@ class Command:
     def stdout(self) -> str:
         return "".join(self._output)
 
-    def until(self, what: str, done: int = 0, patience: float = 120) -> None:
+    def until(self, what: str, done: int = 0, patience: float = 600) -> None:
         """Wait until it tells of a step, `what` being how its name begins."""
         deadline = time.monotonic() + patience
         while not any(e.get("what", "").startswith(what) and e["done"] >= done for e in self.events):
@@ -59,7 +59,7 @@ class Command:
             assert time.monotonic() < deadline, f"no {what!r} in {patience} s: {self.events} {self.stderr}"
             time.sleep(0.005)
 
-    def until_output(self, text: str, patience: float = 120) -> None:
+    def until_output(self, text: str, patience: float = 600) -> None:
         """Wait until it prints something."""
         deadline = time.monotonic() + patience
         while text not in self.stdout:
@@ -67,7 +67,7 @@ class Command:
             assert time.monotonic() < deadline, f"no {text!r} in {patience} s"
             time.sleep(0.005)
 
-    def wait(self, patience: float = 120) -> int:
+    def wait(self, patience: float = 600) -> int:
         """Its exit code; everything it told is there then."""
         try:
             code = self._process.wait(patience)

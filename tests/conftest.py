@@ -26,7 +26,7 @@ from concept_erase import methods
 from concept_erase.concepts import Concept
 
 ROOT = Path(__file__).parent.parent
-SOON = 30.0  # seconds; "at once" on a machine that others keep busy, where what must not be waited for takes minutes
+SOON = 60.0  # seconds; "at once" on a machine that others keep busy, where what must not be waited for takes minutes
 TOKENIZER = ROOT / "weights" / "base" / "tokenizer"
 TWEMOJI = Concept("twemoji", anchor="fluent", preserve=("noto", "openmoji", "blob", "pixel art"))
 # Settings that keep any method quick on the tiny generator; each is used where a method has a setting of that name.

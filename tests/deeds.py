@@ -85,7 +85,7 @@ def running(pid: int) -> bool:
         return False
 
 
-def until(true, seconds: float = 60) -> float:
+def until(true, seconds: float = 300) -> float:
     """Seconds until something is true; fails when it does not come true."""
     started = time.monotonic()
     while not true():

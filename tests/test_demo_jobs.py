@@ -93,7 +93,7 @@ def until(condition, seconds=15):
 
 def test_a_job_runs_and_is_kept_on_disk(opened, tmp_path):
     queue = opened()
-    job = queue.wait(submit(queue, "quick").id, 20)
+    job = queue.wait(submit(queue, "quick").id, SOON)
     assert (job.state, job.exit_code, job.message) == (DONE, 0, "")
     stored = json.loads((tmp_path / "studio" / "jobs" / job.id / "job.json").read_text())
     assert (stored["state"], stored["arguments"]) == (DONE, {"kind": "quick", "n": 0})
@@ -103,19 +103,19 @@ def test_a_job_runs_and_is_kept_on_disk(opened, tmp_path):
 
 def test_the_same_request_is_never_done_twice(opened, tmp_path):
     queue = opened()
-    first = queue.wait(submit(queue, "quick").id, 20)
+    first = queue.wait(submit(queue, "quick").id, SOON)
     again = submit(queue, "quick")
     assert (again.id, again.state) == (first.id, DONE)
     assert len(runs(tmp_path, first)) == 1
-    other = queue.wait(submit(queue, "quick", 1).id, 20)
+    other = queue.wait(submit(queue, "quick", 1).id, SOON)
     assert other.id != first.id
 
 
 def test_a_result_that_is_gone_is_made_again(opened, tmp_path):
     queue = opened()
-    job = queue.wait(submit(queue, "quick").id, 20)
+    job = queue.wait(submit(queue, "quick").id, SOON)
     (tmp_path / "studio" / job.folder / "report.json").unlink()
-    queue.wait(submit(queue, "quick").id, 20)
+    queue.wait(submit(queue, "quick").id, SOON)
     until(lambda: queue.get(job.id).state == DONE)
     assert len(runs(tmp_path, job)) == 2
 
@@ -131,7 +131,7 @@ def test_cancel_ends_the_process_at_once(opened, tmp_path, kind):
     assert time.monotonic() - start < SOON
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid), 0)
-    follower = queue.wait(submit(queue, "quick").id, 20)
+    follower = queue.wait(submit(queue, "quick").id, SOON)
     assert follower.state == DONE
 
 
@@ -142,14 +142,14 @@ def test_a_waiting_job_is_cancelled_before_it_begins(opened, tmp_path):
     queue.cancel(first.id)
     time.sleep(0.3)
     assert runs(tmp_path, second) == []
-    assert queue.wait(submit(queue, "quick").id, 20).state == DONE, "a cancelled request can be made again"
+    assert queue.wait(submit(queue, "quick").id, SOON).state == DONE, "a cancelled request can be made again"
 
 
 def test_failure_says_why(opened):
     queue = opened()
-    wrong = queue.wait(submit(queue, "wrong").id, 20)
+    wrong = queue.wait(submit(queue, "wrong").id, SOON)
     assert (wrong.state, wrong.exit_code, wrong.message) == (FAILED, 2, "no such concept; name another.")
-    silent = queue.wait(submit(queue, "silent").id, 20)
+    silent = queue.wait(submit(queue, "silent").id, SOON)
     assert silent.state == FAILED
     assert "warning that is no JSON" in silent.message
 
@@ -157,14 +157,14 @@ def test_failure_says_why(opened):
 def test_jobs_run_in_the_order_they_came(opened, tmp_path):
     queue = opened()
     made = [submit(queue, "quick", n) for n in range(4)]
-    done = [queue.wait(job.id, 20) for job in made]
+    done = [queue.wait(job.id, SOON) for job in made]
     assert [job.order for job in done] == sorted(job.order for job in done)
     assert all(a.finished <= b.started for a, b in itertools.pairwise(done))
 
 
 def test_what_ran_or_waited_goes_on_after_a_restart(opened, tmp_path):
     queue = opened()
-    done = queue.wait(submit(queue, "quick").id, 20)
+    done = queue.wait(submit(queue, "quick").id, SOON)
     running, waiting = submit(queue, "slow"), submit(queue, "quick", 1)
     until(lambda: runs(tmp_path, running))
     queue.close()
@@ -174,18 +174,18 @@ def test_what_ran_or_waited_goes_on_after_a_restart(opened, tmp_path):
     until(lambda: len(runs(tmp_path, running)) == 2)
     assert again.get(running.id).state == RUNNING
     again.cancel(running.id)
-    assert again.wait(waiting.id, 20).state == DONE
+    assert again.wait(waiting.id, SOON).state == DONE
     assert len(runs(tmp_path, done)) == 1, "finished work is not done again"
 
 
 def test_a_record_left_running_by_a_dead_demo_is_taken_up(opened, tmp_path):
     queue = opened()
-    job = queue.wait(submit(queue, "quick").id, 20)
+    job = queue.wait(submit(queue, "quick").id, SOON)
     queue.close()
     record = tmp_path / "studio" / "jobs" / job.id / "job.json"
     stored = json.loads(record.read_text())
     record.write_text(json.dumps({**stored, "state": RUNNING}))
-    assert opened().wait(job.id, 20).state == DONE
+    assert opened().wait(job.id, SOON).state == DONE
     assert len(runs(tmp_path, job)) == 1, "its result was complete, so nothing is run"
 
 
@@ -196,7 +196,7 @@ def test_damaged_records_are_left_aside(opened, tmp_path, content):
     (place / "job.json").write_text(content)
     queue = opened()
     assert queue.jobs() == []
-    assert queue.wait(submit(queue, "quick").id, 20).state == DONE
+    assert queue.wait(submit(queue, "quick").id, SOON).state == DONE
 
 
 def test_one_demo_to_a_folder(opened):
@@ -236,7 +236,7 @@ def test_a_folder_still_held_by_the_last_command_is_waited_for(opened, tmp_path,
         return code
 
     monkeypatch.setattr(queue, "_attempt", attempt)
-    assert queue.wait(submit(queue, "quick").id, 20).state == DONE
+    assert queue.wait(submit(queue, "quick").id, SOON).state == DONE
 
 
 # -- the real command ----------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ FLAGS = (
 LOCAL = ("127.0.0.1",)
 NOT_NETWORK = ("data", "blob", "about", "chrome-error")
 
-expect.set_options(timeout=30_000)  # a busy machine; whatever must be quick says so where it is asked
+expect.set_options(timeout=120_000)  # a busy machine; whatever must be quick says so where it is asked
 
 
 def chromium() -> str | None:
@@ -145,6 +145,7 @@ class Opener:
         key = json.dumps(options, sort_keys=True)
         if key not in self._contexts:
             self._contexts[key] = self._browser.new_context(**options)
+            self._contexts[key].set_default_timeout(120_000)
         page = self._contexts[key].new_page()
         self.pages.append(page)
         self.watches.append(Watch(page))

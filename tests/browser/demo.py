@@ -18,7 +18,7 @@ APP = ROOT / "demos" / "app.py"
 FOR_SHOW = os.environ.get("CONCEPT_ERASE_SCREENSHOTS") == "1"
 # Small enough for a test, large enough that the judge is sure.
 SIZE = () if FOR_SHOW else ("--pictures", "8", "--steps", "10")
-PATIENCE = 90.0  # seconds until a fresh demo answers, on a busy machine
+PATIENCE = 300.0  # seconds until a fresh demo answers, on a busy machine
 
 
 def free_port() -> int:

@@ -7,7 +7,7 @@ import re
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
-WORK = 150_000  # milliseconds a small piece of work may take on a busy machine
+WORK = 600_000  # milliseconds a small piece of work may take on a busy machine
 # What Gradio writes to the console when a page is left while it asks the server for something, as it does all the time.
 LEFT = ("AbortError: signal is aborted", "Connection errored out")
 ENDED = re.compile("^(done|failed|cancelled)$")

@@ -78,6 +78,7 @@ def test_jobs(own_demo, open_page, folder):
     studio.tiles(page)
     begin(page, "blob")
     other = open_page(own_demo.url)
+    expect(other.locator("#erase-status")).to_contain_text("Erasing blob")
     begin(other, "noto")
     expect(row(other, "noto")).to_contain_text("waiting")
     shoot(other, folder / "jobs.png")
