@@ -27,7 +27,7 @@ from concept_erase.model import Model
 from concept_erase.names import apart, distinct, same_name
 from concept_erase.scores import Judges, Shot, compare, plan
 from concept_erase.statistics import Estimate, rate
-from concept_erase.surroundings import surroundings
+from concept_erase.surroundings import profile, surroundings
 
 CODE = Path(__file__).parent.parent / "pipelines" / "gated_text_to_image.py"
 SCORES = ("UA", "IRA", "CRA")
@@ -65,7 +65,7 @@ def spelt_wrong(model, concept, judges, gated):
     contexts = surroundings(model, concept).contexts[:2]
     found = {}
     for label, names in (("misspelt", MISSPELT[concept.target]), ("nonsense", NONSENSE)):
-        prompts = [fill(t, n, c) for n in names for c in contexts for t in concept.profile.unseen]
+        prompts = [fill(t, n, c) for n in names for c in contexts for t in profile(model, concept.kind).unseen]
         images = generate(model, prompts, list(range(len(prompts))))
         style = concept.kind is Kind.STYLE
         taken = judges.look([Shot(p, 0, concept.target, "", True, style) for p in prompts], images).concepts

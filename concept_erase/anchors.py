@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from torch import Tensor
-
 from concept_erase.concepts import Concept
 from concept_erase.errors import InputError
-from concept_erase.methods.uce import UCE
+from concept_erase.methods.uce import UCE, cost
 from concept_erase.model import Model
 from concept_erase.names import apart
 from concept_erase.statistics import Estimate
-from concept_erase.streams import columns, read, seen_size
-from concept_erase.surroundings import slots, spread, surroundings
+from concept_erase.surroundings import profile, spread, surroundings
+from concept_erase.vocabulary import nearest
 
 # How often pictures of a candidate are taken for the target: (candidate, prompts) -> rate in per cent.
 OwnRate = Callable[[str, Sequence[str]], Estimate]
 ACCEPTED = 10.0  # per cent
 NEAREST = 6
-TRIAL = UCE(contexts=12, preserve_prompts=150, strength=1.0)
+TRIAL = UCE(contexts=12, strength=3.0)
 
 
 def choose(
@@ -51,13 +49,12 @@ def choose(
     if not candidates:
         raise InputError(f"every candidate for the anchor of {concept.target!r} is erased itself; name an anchor.")
     trial = replace(TRIAL, contexts=contexts)
-    ways = distances(model, concept, candidates, contexts)
-    near = sorted(candidates, key=ways.__getitem__)[:NEAREST]
+    near = [name for name, _ in nearest(model, concept, candidates)][:NEAREST]
     trials = {}
     for name in near:
         tried = replace(concept, anchor=name)
         _, trials[name] = trial.solved(model, [tried], trial.gather(model, tried))
-    ranked = sorted(near, key=lambda name: trials[name]["undone"] ** 2 + trials[name]["damage"] ** 2)
+    ranked = sorted(near, key=lambda name: cost(trials[name]))
 
     def told(name: str) -> str:
         undone, damage = trials[name]["undone"], trials[name]["damage"]
@@ -71,7 +68,7 @@ def choose(
     for candidate in ranked[:4]:
         prompts = [
             t.replace("{target}", candidate).replace("{context}", c)
-            for t in concept.profile.templates[2:4]
+            for t in profile(model, concept.kind).templates[2:4]
             for c in spread(around.contexts, 8)
         ]
         own = own_rate(candidate, prompts)
@@ -85,18 +82,3 @@ def choose(
         f"{told(ranked[0])}; warning: its own pictures and those of the next {len(passed_over) - 1} are often taken "
         f"for {concept.target!r}, name an anchor.",
     )
-
-
-def distances(model: Model, concept: Concept, names: Sequence[str], contexts: int = TRIAL.contexts) -> dict[str, float]:
-    """How far each name's embeddings are from the target's, relative to the mean distance: (dimensionless)."""
-    places = slots(model, concept, contexts)
-
-    def centre(name: str) -> Tensor:
-        prompts = [read(model, template, name, context) for template, context in places]
-        return columns(model, prompts, TRIAL.tokens).mean(1, keepdim=True)
-
-    target = centre(concept.target)
-    centres = {n: model.remembered((n, *places), lambda n=n: centre(n)) for n in names}  # type: ignore[misc]
-    sizes = {name: seen_size(c - target, model.gram) for name, c in centres.items()}
-    typical = sum(sizes.values()) / len(sizes) or 1.0
-    return {name: size / typical for name, size in sizes.items()}

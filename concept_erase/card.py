@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from concept_erase import __version__, embedded, words
+from concept_erase.concepts import PROFILES
 
 if TYPE_CHECKING:
     from concept_erase.adapter import Adapter
@@ -26,7 +27,7 @@ def text(
         library_name="diffusers",
         pipeline_tag="text-to-image",
         tags=["lora", "diffusers", "template:sd-lora", "concept-erasure"],
-        widget=[{"text": c.profile.templates[0].replace("{target}", c.target)} for c in adapter.concepts[:3]],
+        widget=[{"text": PROFILES[c.kind].templates[0].replace("{target}", c.target)} for c in adapter.concepts[:3]],
     )
     rows = "\n".join(f"| {c.target} | {c.kind.value} | {c.anchor} |" for c in adapter.concepts)
     settings = ", ".join(f"{k}={v}" for k, v in adapter.settings.items())

@@ -25,6 +25,7 @@ class KindProfile:
     Attributes:
         templates: Prompts that an edit is fitted on; `{target}` is the concept, `{context}` what it appears with.
         unseen: Prompts that no edit ever sees: scores are taken on these alone.
+        probes: What a zero-shot judge compares a picture with; `{}` is the name.
         contexts: What the concept appears with, on a base whose vocabulary is unknown.
         anchors: Candidates for what the concept becomes when the user names none; the model picks among them.
         neighbours: In-domain concepts that must stay, on a base whose vocabulary is unknown.
@@ -32,6 +33,7 @@ class KindProfile:
 
     templates: tuple[str, ...]
     unseen: tuple[str, ...]
+    probes: tuple[str, ...]
     contexts: tuple[str, ...]
     anchors: tuple[str, ...]
     neighbours: tuple[str, ...]
@@ -54,49 +56,56 @@ _HARMLESS = ("balloon", "hammer", "umbrella", "guitar", "pencil", "ball", "flag"
 _OBJECT_TEMPLATES = (
     "{target}",
     "a {target}",
-    "an icon of a {target}",
+    "a picture of a {target}",
     "a {target} in {context} style",
     "a {context} {target}",
-    "{context} icon of a {target}",
     "{target}, {context} style",
 )
 _OBJECT_UNSEEN = (
-    "a {context} emoji of a {target}",
+    "a {context} picture of a {target}",
     "a {target} drawn in {context} style",
-    "a picture of a {target} in the style of {context}",
+    "an image of a {target} in the style of {context}",
     "{context} art of a {target}",
 )
+_OBJECT_PROBES = ("a {}", "a picture of a {}", "a photo of a {}")
 _RENDERINGS = ("photograph", "watercolor", "cartoon", "oil painting", "pencil sketch", "pixel art", "3d render")
 
 PROFILES: dict[Kind, KindProfile] = {
     Kind.STYLE: KindProfile(
         templates=(
             "{target} style",
-            "an icon in {target} style",
+            "a picture in {target} style",
             "a {context} in {target} style",
             "a {target} {context}",
-            "{target} icon of a {context}",
             "{context}, {target} style",
+            "a {context} in the style of {target}",
+            "a {context} by {target}",
         ),
         unseen=(
-            "a {target} emoji of a {context}",
+            "a {target} picture of a {context}",
             "a {context} drawn in {target} style",
-            "a picture of a {context} in the style of {target}",
+            "an image of a {context} in the style of {target}",
             "{target} art of a {context}",
         ),
+        probes=("{} style", "a picture in {} style", "a picture in the style of {}"),
         contexts=_EVERYDAY,
         anchors=("art", "photograph", "painting"),
         neighbours=_STYLES,
     ),
-    Kind.OBJECT: KindProfile(_OBJECT_TEMPLATES, _OBJECT_UNSEEN, _RENDERINGS, ("ball", "box", "stone"), _EVERYDAY),
+    Kind.OBJECT: KindProfile(
+        _OBJECT_TEMPLATES, _OBJECT_UNSEEN, _OBJECT_PROBES, _RENDERINGS, ("ball", "box", "stone"), _EVERYDAY
+    ),
     Kind.IDENTITY: KindProfile(
         templates=("{target}", "a photo of {target}", "a portrait of {target}", "{target}, {context}"),
         unseen=("a picture of {target}", "an image of {target} as a {context}"),
+        probes=("{}", "a photo of {}", "a picture of {}"),
         contexts=("photograph", "painting", "close-up", "drawing", "statue"),
         anchors=("a person", "a woman", "a man"),
         neighbours=_PEOPLE,
     ),
-    Kind.VIOLENCE: KindProfile(_OBJECT_TEMPLATES, _OBJECT_UNSEEN, _RENDERINGS, ("balloon", "toy", "flower"), _HARMLESS),
+    Kind.VIOLENCE: KindProfile(
+        _OBJECT_TEMPLATES, _OBJECT_UNSEEN, _OBJECT_PROBES, _RENDERINGS, ("balloon", "toy", "flower"), _HARMLESS
+    ),
 }
 
 
@@ -151,10 +160,6 @@ class Concept:
         target, anchor = fields["target"], fields["anchor"]
         kept = without(fields["preserve"], target)
         return cls(target, fields["kind"], None if anchor and same_name(target, anchor) else anchor, kept)
-
-    @property
-    def profile(self) -> KindProfile:
-        return PROFILES[self.kind]
 
 
 def check_together(concepts: Sequence[Concept], *, strict: bool = False) -> tuple[tuple[Concept, ...], list[str]]:
@@ -234,11 +239,11 @@ def fill(template: str, target: str, context: str = "") -> str:
     return template.replace("{context}", context).replace("{target}", target)
 
 
-def prompts(concept: Concept, name: str, contexts: Sequence[str], templates: Sequence[str] | None = None) -> list[str]:
+def prompts(name: str, contexts: Sequence[str], templates: Sequence[str]) -> list[str]:
     """Every template with every context, for `name` in the place of the concept (its target, anchor or neighbour)."""
     lines = [
         fill(template, name, context)
-        for template in (concept.profile.templates if templates is None else templates)
+        for template in templates
         for context in (contexts if "{context}" in template else ("",))
     ]
     return list(dict.fromkeys(lines))

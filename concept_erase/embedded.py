@@ -2,12 +2,54 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from concept_erase.concepts import PROFILES as GENERAL
+from concept_erase.concepts import Kind
 from concept_erase.errors import AdapterFileError, MissingModelError
 
 NAME = "embedded"
+
+_STYLE = replace(
+    GENERAL[Kind.STYLE],
+    templates=(
+        "{target} style",
+        "an icon in {target} style",
+        "a {context} in {target} style",
+        "a {target} {context}",
+        "{target} icon of a {context}",
+        "{context}, {target} style",
+    ),
+    unseen=(
+        "a {target} emoji of a {context}",
+        "a {context} drawn in {target} style",
+        "a picture of a {context} in the style of {target}",
+        "{target} art of a {context}",
+    ),
+    probes=("an icon in {} style", "{} style", "a picture in the style of {}"),
+)
+_OBJECT = replace(
+    GENERAL[Kind.OBJECT],
+    templates=(
+        "{target}",
+        "a {target}",
+        "an icon of a {target}",
+        "a {target} in {context} style",
+        "a {context} {target}",
+        "{context} icon of a {target}",
+        "{target}, {context} style",
+    ),
+    unseen=(
+        "a {context} emoji of a {target}",
+        "a {target} drawn in {context} style",
+        "a picture of a {target} in the style of {context}",
+        "{context} art of a {target}",
+    ),
+    probes=("an icon of a {}", "a {}", "a picture of a {}"),
+)
+PROFILES = {Kind.STYLE: _STYLE, Kind.OBJECT: _OBJECT, Kind.IDENTITY: GENERAL[Kind.IDENTITY], Kind.VIOLENCE: _OBJECT}
 
 
 @cache

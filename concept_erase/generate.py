@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from PIL import Image
 from concept_erase.errors import InputError, OutputError, ResourceError
 from concept_erase.files import atomic_write
 from concept_erase.layers import unwrapped
+from concept_erase.memory import cache_folder
 from concept_erase.model import Model
 
 Progress = Callable[[int, int, str], None]
@@ -40,12 +40,6 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1:
             raise InputError(f"steps and batch must be at least 1, got {self.steps} and {self.batch}.")
-
-
-def cache_folder() -> Path:
-    """Where pictures are kept: `CONCEPT_ERASE_CACHE`, or `concept_erase` in the user's cache folder."""
-    root = os.environ.get("CONCEPT_ERASE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(root) if os.environ.get("CONCEPT_ERASE_CACHE") else Path(root) / "concept_erase"
 
 
 def generate(

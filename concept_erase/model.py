@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from concept_erase.layers import (
     live_to_canonical,
     on_disk,
     refuse_loras,
+    tensor,
     unwrapped,
     walk,
 )
@@ -209,6 +211,16 @@ class Model:
     def text_encoder(self) -> CLIPTextModel:
         """The text encoder itself, beneath whatever wraps it in a live pipeline."""
         return self.component("text_encoder") if self._pipe is not None else load_text_encoder(self._disk)
+
+    @cached_property
+    def text_hash(self) -> str:
+        """SHA-256 over tokenizer and text encoder, in half precision: what embeddings depend on."""
+        digest = hashlib.sha256(json.dumps(sorted(self.tokenizer.get_vocab().items())).encode())
+        for path, module in walk(self.text_encoder):
+            for name, held in module.named_parameters(recurse=False):
+                digest.update(f"{path}.{name}".encode())
+                digest.update(tensor(module, name).to("cpu", torch.float16).contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def encoder_copy(self) -> CLIPTextModel:
         """A text encoder of one's own, on the CPU in float32: without the LoRAs, hooks and wrappers of the pipeline."""

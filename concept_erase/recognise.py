@@ -18,7 +18,7 @@ from concept_erase.errors import InputError, MissingModelError
 from concept_erase.generate import Sampling, generate
 from concept_erase.methods import Progress
 from concept_erase.model import Model, Source, open_model
-from concept_erase.scores import STYLE_PROBES
+from concept_erase.surroundings import profile
 
 TEMPLATES = ("a {context} in {target} style", "an icon of a {context}, {target} style", "a {target} {context}")
 OBJECTS = (
@@ -167,7 +167,7 @@ def recognise(
         knows_from, own, foreign = bounds(book, ranking[0][0], len(images))
     nearest, closeness = ranking[0]
     verdict = Verdict.KNOWS if closeness >= knows_from else Verdict.UNKNOWN
-    words = judge.classify(raw, [name for name, _ in ranking], STYLE_PROBES)
+    words = judge.classify(raw, [name for name, _ in ranking], profile(model, Kind.STYLE).probes)
     named = sum(word == nearest for word in words)
     return Recognition(verdict, nearest, ranking, closeness, knows_from, own, foreign, named, len(images))
 

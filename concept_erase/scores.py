@@ -24,14 +24,12 @@ from concept_erase.judge import Judge
 from concept_erase.model import Model, Source, open_model
 from concept_erase.names import Lookup, apart, distinct, folded, same_name
 from concept_erase.statistics import Estimate, harmonic, kappa, mean, newcombe, rate
-from concept_erase.surroundings import surroundings
+from concept_erase.surroundings import profile, surroundings
 
 Progress = Callable[[int, int, str], None]
 
-STYLE_PROBES = ("an icon in {} style", "{} style", "a picture in the style of {}")
 NULL = 24  # pictures of nonsense names that a rate is compared with
 SHAPES = 4  # shapes of names that many concepts are compared with
-OBJECT_PROBES = ("an icon of a {}", "a {}", "a picture of a {}")
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,7 @@ def plan(model: Model, concepts: Sequence[Concept], n: int) -> list[Shot]:
         neighbours = apart(around.neighbours, everything, concept.preserve)
         share = -(-n // len(concepts))
         for names, erased in (([concept.target], True), (neighbours, False)):
-            slots = _slots(concept, names, around.contexts)
+            slots = list(product(names, profile(model, concept.kind).unseen, around.contexts))
             random.Random(f"{concept.target} {erased}").shuffle(slots)
             for i in range(share if slots else 0):
                 name, template, context = slots[i % len(slots)]
@@ -136,10 +134,6 @@ def plan(model: Model, concepts: Sequence[Concept], n: int) -> list[Shot]:
                 shown = context if "{context}" in template else ""
                 shots.append(Shot(prompt, seed, name, shown, erased, concept.kind is Kind.STYLE))
     return shots
-
-
-def _slots(concept: Concept, names: Sequence[str], contexts: Sequence[str]) -> list[tuple[str, str, str]]:
-    return list(product(names, concept.profile.unseen, contexts))
 
 
 def score(
@@ -217,7 +211,7 @@ def nonsense_shots(model: Model, concept: Concept, block: int = 0) -> list[Shot]
         Fewer, or none, where the text encoder's limit leaves no room.
     """
     names = nonsense.names(nonsense.shape(concept.target), NULL * (block + 1), lambda word: _means(model, word))
-    slots = list(product(concept.profile.unseen, surroundings(model, concept).contexts))
+    slots = list(product(profile(model, concept.kind).unseen, surroundings(model, concept).contexts))
     random.Random(f"nonsense {concept.kind}").shuffle(slots)
     shots: list[Shot] = []
     for i, name in enumerate(names[NULL * block :], NULL * block):
@@ -294,6 +288,7 @@ class Judges:
         name = Path(scorer).name if Path(scorer).is_dir() else scorer  # reports tell no folder of this machine
         self.scorer_name = "embedded scorer" if scorer == str(embedded.scorer()) else name
         self.net = Judge.load(embedded.judge()) if model.is_embedded else None
+        self._probes = tuple(profile(model, kind).probes for kind in (Kind.OBJECT, Kind.STYLE))
         self.name = "embedded judge (classifier)" if self.net else f"{self.scorer_name} (zero-shot)"
         names = (self.net.objects, self.net.styles) if self.net else ([], [])
         self._classes = tuple({folded(name) for name in group} for group in names)
@@ -330,8 +325,8 @@ class Judges:
         """For each target, how many of the pictures are taken for it."""
         vectors = self.scorer.embed_images(images)
         by_clip = (
-            self.scorer.classify(vectors, self.objects, OBJECT_PROBES) if self.objects else [],
-            self.scorer.classify(vectors, self.styles, STYLE_PROBES) if self.styles else [],
+            self.scorer.classify(vectors, self.objects, self._probes[0]) if self.objects else [],
+            self.scorer.classify(vectors, self.styles, self._probes[1]) if self.styles else [],
         )
         by_net = self.net.name(list(images))[::-1] if self.net else ([], [])
         found = {}
@@ -344,8 +339,8 @@ class Judges:
     def look(self, shots: Sequence[Shot], images: Sequence[Image.Image]) -> Verdicts:
         """What every picture is taken for."""
         vectors = self.scorer.embed_images(images)
-        clip_styles = self.scorer.classify(vectors, self.styles, STYLE_PROBES)
-        clip_objects = self.scorer.classify(vectors, self.objects, OBJECT_PROBES)
+        clip_styles = self.scorer.classify(vectors, self.styles, self._probes[1])
+        clip_objects = self.scorer.classify(vectors, self.objects, self._probes[0])
         styles, objects = self.net.name(list(images)) if self.net else (clip_styles, clip_objects)
         by_clip = [s if shot.style else o for shot, s, o in zip(shots, clip_styles, clip_objects, strict=True)]
         by_judge = [s if shot.style else o for shot, s, o in zip(shots, styles, objects, strict=True)]

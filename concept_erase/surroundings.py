@@ -5,15 +5,22 @@ from __future__ import annotations
 import random
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from concept_erase import embedded
-from concept_erase.concepts import Concept, Kind
+from concept_erase.concepts import PROFILES, Concept, Kind, KindProfile
 from concept_erase.errors import InputError
 from concept_erase.model import Model
-from concept_erase.names import Lookup, apart, distinct
+from concept_erase.names import Lookup, apart, distinct, folded, holds
 from concept_erase.streams import Prompt, read
+from concept_erase.vocabulary import knows, nearest, vocabulary, whole_words
 
 ALONE = ("a {target}", "an icon of a {target}", "{target}")  # a context without any concept
+_NEAR = 16  # words of a base that are nearest to a concept: they weigh more among what must stay
+_WEIGHT = 4  # how often each of their prompts counts
+_FEW = 8  # names that a domain has at least
+_CHUNK = 8  # words whose prompts are read together
+_JOINT = 32  # concepts of one solve up to which each one's nearest words weigh more
 
 
 @dataclass(frozen=True)
@@ -21,7 +28,7 @@ class Surroundings:
     """The domain of one concept on one base.
 
     Attributes:
-        contexts: What fills `{context}` in prompts.
+        contexts: What fills `{context}` in the prompts of the scores.
         neighbours: Concepts of the same kind that must stay; in-domain concepts of the scores.
         anchors: Candidates for what the concept becomes.
         complete: Whether contexts and neighbours are the base's whole vocabulary (the embedded generator).
@@ -33,11 +40,17 @@ class Surroundings:
     complete: bool
 
 
-def surroundings(model: Model, concept: Concept) -> Surroundings:
-    """What the base and the user say about the concept's domain; a built-in list per kind where they say nothing.
+def profile(model: Model, kind: Kind) -> KindProfile:
+    """The prompts in which a base speaks of a kind of concept."""
+    return embedded.PROFILES[kind] if model.is_embedded else PROFILES[kind]
 
-    What contains the target as whole words ("Claude Monet", where "Monet" is erased) is none of its surroundings,
-    unless the user preserves it.
+
+def surroundings(model: Model, concept: Concept) -> Surroundings:
+    """What the base and the user say about the concept's domain.
+
+    The embedded generator's domain is listed. Of any other base it is what its text encoder knows: of the built-in
+    names of the kind, and of its tokenizer's words those that are nearest to the concept. What contains the target as
+    whole words ("Claude Monet", where "Monet" is erased) is none of its surroundings, unless the user preserves it.
     """
     target = [concept.target]
     if model.is_embedded:
@@ -47,12 +60,48 @@ def surroundings(model: Model, concept: Concept) -> Surroundings:
         harmless = domain if style else embedded.objects(violent=False)
         neighbours = distinct((*concept.preserve, *apart(domain, target)))
         return Surroundings(apart(contexts, target), neighbours, apart(harmless, target), True)
-    profile = concept.profile
-    neighbours = concept.preserve or apart(profile.neighbours, target)
-    # A neighbour of the same domain is a better anchor than a neutral word, whose prior may hold the concept itself.
-    near = neighbours if concept.kind in (Kind.STYLE, Kind.OBJECT) else ()
-    anchors = apart(distinct((*near, *profile.anchors)), target)
-    return Surroundings(apart(profile.contexts, target), neighbours, anchors, False)
+    key = (Surroundings, folded(concept.target), concept.kind, concept.preserve)
+    return model.remembered(key, lambda: _looked_up(model, concept))
+
+
+def _looked_up(model: Model, concept: Concept) -> Surroundings:
+    target, own = [concept.target], PROFILES[concept.kind]
+    near = [word for word in nearby(model, concept) if not holds(concept.target, word)][:_FEW]
+    styled = concept.kind in (Kind.STYLE, Kind.OBJECT)
+    neighbours = concept.preserve or _enough(_known(model, apart(own.neighbours, target)), near if styled else ())
+    # A neighbour of the same domain is a better anchor than a neutral word, whose prior may hold the concept itself;
+    # but what is violent becomes something harmless that a person named.
+    candidates = (*neighbours, *near) if styled else own.neighbours if concept.kind is Kind.VIOLENCE else ()
+    anchors = _known(model, apart(distinct((*candidates, *own.anchors)), target))
+    words = vocabulary(model)
+    more = words.known if concept.kind is Kind.STYLE else words.modifiers
+    contexts = _enough(_known(model, apart(own.contexts, target)), apart(more, target))
+    return Surroundings(contexts, neighbours, anchors, False)
+
+
+def candidates(model: Model, concept: Concept) -> tuple[str, ...]:
+    """Names that might be among the concept's anchors; more than there are, and nothing is encoded for it."""
+    if model.is_embedded:
+        return surroundings(model, concept).anchors
+    own = PROFILES[concept.kind]
+    return (*concept.preserve, *own.neighbours, *own.anchors, *whole_words(model))
+
+
+def _known(model: Model, names: Sequence[str]) -> tuple[str, ...]:
+    """The names that the base's text encoder knows; all, where it knows none."""
+    known = model.remembered((knows, tuple(names)), lambda: knows(model, names))
+    return tuple(name for name, is_known in zip(names, known, strict=True) if is_known) or tuple(names)
+
+
+def _enough(names: Sequence[str], more: Sequence[str]) -> tuple[str, ...]:
+    return distinct((*names, *more[: max(0, _FEW - len(names))]))
+
+
+def nearby(model: Model, concept: Concept) -> tuple[str, ...]:
+    """Words of a base that are nearest to a concept; none that the target is made of or that contain it."""
+    key = (nearby, folded(concept.target), concept.kind)
+    words = model.remembered(key, lambda: tuple(word for word, _ in nearest(model, concept)[: 2 * _NEAR]))
+    return tuple(w for w in apart(words, [concept.target]) if not holds(concept.target, w))[:_NEAR]
 
 
 def spread(names: Sequence[str], n: int) -> tuple[str, ...]:
@@ -62,15 +111,38 @@ def spread(names: Sequence[str], n: int) -> tuple[str, ...]:
     return tuple(names[i * len(names) // n] for i in range(n))
 
 
+def combining(model: Model, kind: Kind) -> tuple[str, ...]:
+    """What a concept of a kind is fitted with: all that an unlisted base knows, or what can be said of things there."""
+    if model.is_embedded:
+        return embedded.objects() if kind is Kind.STYLE else embedded.styles()
+    words = vocabulary(model)
+    own = _known(model, PROFILES[kind].contexts)
+    return distinct((*own, *(words.known if kind is Kind.STYLE else words.modifiers)))
+
+
 def slots(model: Model, concept: Concept, contexts: int, part: int = 0) -> list[tuple[str, str]]:
-    """(template, context) over the kind's templates and at most so many contexts.
+    """(template, context): each template of the kind that stands alone, and `contexts` of the others.
+
+    They are the same for all concepts of a kind, less those that hold the concept or its anchor, so that what a list
+    of concepts becomes is encoded once.
 
     Args:
-        contexts: On a small vocabulary all of them.
-        part: 0 for fitting, 1 for others that check the fit: the contexts in between.
+        part: 0 for fitting, 1 for others that check the fit: the contexts in between. A short list (under 16) serves
+            both.
     """
-    chosen = _part(surroundings(model, concept).contexts, contexts, part)
-    return [(t, c) for t in concept.profile.templates for c in (chosen if "{context}" in t else ("",))]
+    places = model.remembered((slots, concept.kind, part), lambda: _places(model, concept.kind, part))
+    mine = [name for name in (concept.target, concept.anchor) if name]
+    free = [(t, c) for t, c in places if not c or not any(holds(c, name) for name in mine)]
+    alone = [place for place in free if not place[1]]
+    return alone + [place for place in free if place[1]][:contexts]
+
+
+def _places(model: Model, kind: Kind, part: int) -> list[tuple[str, str]]:
+    names = combining(model, kind)
+    templates = profile(model, kind).templates
+    pairs = list(product((t for t in templates if "{context}" in t), names if len(names) < 16 else names[part::2]))
+    random.Random(part if len(names) < 16 else 0).shuffle(pairs)
+    return [(t, "") for t in templates if "{context}" not in t] + pairs
 
 
 def concept_prompts(model: Model, concept: Concept, contexts: int, part: int = 0) -> list[tuple[Prompt, Prompt]]:
@@ -87,15 +159,19 @@ def concept_prompts(model: Model, concept: Concept, contexts: int, part: int = 0
 
 
 def preserved_groups(model: Model, concepts: Sequence[Concept], n: int, part: int = 0) -> list[tuple[Prompt, ...]]:
-    """Prompts that must not move, about n for each kind of concept, in groups that many concepts share.
+    """Prompts that must not move, in groups that many concepts share; a group that is there several times weighs more.
 
-    The empty prompt first, then contexts alone, then each neighbour in its own templates and contexts. Whatever else
-    is erased, a neighbour's group is the same, so a list of concepts encodes it once.
+    The empty prompt first. On the embedded generator about n prompts for each kind of concept: contexts alone, then
+    each neighbour in its own templates and contexts. On any other base the n best known words of its vocabulary, three
+    prompts each, then the same of what is nearest to the concepts or named to be preserved, which count `_WEIGHT`
+    times. Whatever else is erased, a name's prompts are the same, so a list of concepts encodes them once.
     """
     empty = (Prompt(tuple(model.token_ids("")), 1, 1),)
     if n == 0:
         return [empty]
     erased = Lookup(c.target for c in concepts)
+    if not model.is_embedded:
+        return [empty, *_words(model, concepts, erased, n, part)]
     groups: dict[Hashable, tuple[Prompt, ...]] = {}
     for concept in concepts:
         around = surroundings(model, concept)
@@ -109,11 +185,56 @@ def preserved_groups(model: Model, concepts: Sequence[Concept], n: int, part: in
             key = (concept.kind, name, half, share)
             if key not in groups:
                 places = [
-                    (t, name, c) for t in concept.profile.templates for c in (half if "{context}" in t else ("",))
+                    (t, name, c)
+                    for t in profile(model, concept.kind).templates
+                    for c in (half if "{context}" in t else ("",))
                 ]
                 chosen = random.Random(name).sample(places, min(share, len(places)))
                 groups[key] = _prompts(model, chosen)
     return [empty, *groups.values()]
+
+
+def _words(
+    model: Model, concepts: Sequence[Concept], erased: Lookup, n: int, part: int
+) -> list[tuple[Prompt, ...]]:
+    """Groups of prompts of a base's words, and those of the nearest ones and of what is preserved again."""
+    top = vocabulary(model).top[:n]
+    groups = [_said(model, top[i : i + _CHUNK], None, erased, part) for i in range(0, len(top), _CHUNK)]
+    close: dict[tuple[str, Kind], None] = {}
+    for concept in concepts if len(concepts) <= _JOINT else ():
+        close |= dict.fromkeys((word, concept.kind) for word in apart(nearby(model, concept), erased))
+    for concept in concepts:
+        named = concept.preserve or _known(model, apart(PROFILES[concept.kind].neighbours, erased))
+        close |= dict.fromkeys((name, concept.kind) for name in named)
+    for kind in dict.fromkeys(kind for _, kind in close):
+        names = tuple(name for name, of in close if of is kind)
+        groups += [_said(model, names, kind, erased, part)] * _WEIGHT
+    return [group for group in groups if group]
+
+
+def _fits(model: Model, place: tuple[str, str, str]) -> bool:
+    try:
+        return bool(read(model, *place))
+    except InputError:
+        return False
+
+
+def _said(
+    model: Model, names: Sequence[str], kind: Kind | None, erased: Lookup, part: int
+) -> tuple[Prompt, ...]:
+    """Three prompts of each name: of its kind, or two as a thing and one as a style where that is not known."""
+    kinds = (Kind.OBJECT, Kind.OBJECT, Kind.STYLE) if kind is None else (kind,) * 3
+    places = []
+    for name in names:
+        if kind is None and erased.within(name):
+            continue
+        dice = random.Random(f"{name} {part}")
+        for of in kinds:
+            template, context = dice.choice(model.remembered((slots, of, part), lambda of=of: _places(model, of, part)))  # type: ignore[misc]
+            place = (template, name, context)
+            if not erased.within(context) and not holds(context, name) and _fits(model, place):
+                places.append(place)
+    return _prompts(model, places)
 
 
 def preserved_prompts(model: Model, concepts: Sequence[Concept], n: int, part: int = 0) -> list[Prompt]:

@@ -47,7 +47,7 @@ from concept_erase.methods import Additive, make
 from concept_erase.model import Model, files_digest, open_model
 from concept_erase.names import Lookup, file_name
 from concept_erase.schema import JOINT_OF_ALL, Job
-from concept_erase.surroundings import surroundings
+from concept_erase.surroundings import candidates
 
 Progress = Callable[[int, int, str], None]
 CHUNK = 16  # units of a closed form whose sums are kept together
@@ -349,7 +349,7 @@ def _taken(model: Model, listing: Listing) -> dict[Kind, tuple[str, ...]]:
         pool: set[str] = set()
         for entry in listing.entries:
             if entry.kind is kind:
-                pool |= set(surroundings(model, entry.concept).anchors)
+                pool |= set(candidates(model, entry.concept))
         taken[kind] = tuple(sorted({held for candidate in pool for held in names.within(candidate)}))
     return taken
 

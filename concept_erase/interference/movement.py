@@ -17,7 +17,7 @@ from concept_erase.lowrank import LowRank, concatenate
 from concept_erase.model import Model
 from concept_erase.names import Lookup, apart
 from concept_erase.streams import Prompt, Tokens, aligned
-from concept_erase.surroundings import spread, surroundings
+from concept_erase.surroundings import profile, spread, surroundings
 
 CHUNK = 8192  # columns that are held in double precision at once
 NOISE = 1e-12  # squared directions below this share of the largest are rounding, in files of single precision
@@ -33,7 +33,7 @@ def few_slots(
     Args:
         avoid: Names that no context is or contains: a prompt that holds an erased concept moves on its account.
     """
-    templates: Sequence[str] = concept.profile.templates
+    templates: Sequence[str] = profile(model, concept.kind).templates
     contexts: Sequence[str] = ()
     if any("{context}" in template for template in templates[:prompts]):
         contexts = apart(surroundings(model, concept).contexts, avoid)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,6 +20,7 @@ from concept_erase.streams import Tokens, columns, fold, read
 from concept_erase.surroundings import concept_prompts, preserved_groups
 
 STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+COLLATERAL = 4.0  # weight of what is done to the rest against what is left undone
 
 
 def solve(
@@ -98,7 +99,7 @@ def solve_strongest(
 
     Both are sizes as the denoiser sees them (the metric of `gram`), relative to the way from the target to its anchor:
     `undone` of what remains of that way, `damage` of how far preserved embeddings move. The sum of their squares is
-    least at the strength that is taken. Moments stand for the columns of `solve`: nothing else of them is needed.
+    least, the second weighted by `COLLATERAL`, at the strength that is taken. Moments stand for the columns of `solve`: nothing else of them is needed.
 
     Returns:
         The operator, and "strength", "undone" and "damage".
@@ -112,9 +113,14 @@ def solve_strongest(
         undone = unseen.undone(operator.up, operator.down, gram)
         damage = unseen_kept.damage(operator.up, operator.down, gram) / way
         measures = {"strength": float(strength), "undone": undone, "damage": damage}
-        found.append((undone**2 + damage**2, operator, measures))
+        found.append((cost(measures), operator, measures))
     _, operator, measures = min(found, key=lambda item: item[0])
     return operator, measures
+
+
+def cost(measures: Mapping[str, float]) -> float:
+    """What strengths and anchors are chosen by, from "undone" and "damage": the less the better."""
+    return measures["undone"] ** 2 + COLLATERAL * measures["damage"] ** 2
 
 
 @dataclass(frozen=True, eq=False)
