@@ -217,7 +217,7 @@ class Model:
         """SHA-256 over tokenizer and text encoder, in half precision: what embeddings depend on."""
         digest = hashlib.sha256(json.dumps(sorted(self.tokenizer.get_vocab().items())).encode())
         for path, module in walk(self.text_encoder):
-            for name, held in module.named_parameters(recurse=False):
+            for name, _ in module.named_parameters(recurse=False):
                 digest.update(f"{path}.{name}".encode())
                 digest.update(tensor(module, name).to("cpu", torch.float16).contiguous().numpy().tobytes())
         return digest.hexdigest()

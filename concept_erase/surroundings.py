@@ -18,6 +18,8 @@ from concept_erase.vocabulary import knows, nearest, vocabulary, whole_words
 ALONE = ("a {target}", "an icon of a {target}", "{target}")  # a context without any concept
 _NEAR = 16  # words of a base that are nearest to a concept: they weigh more among what must stay
 _WEIGHT = 4  # how often each of their prompts counts
+_PROMPTS = 3  # of a word
+_PRESERVED = 24  # of a name that the user preserves
 _FEW = 8  # names that a domain has at least
 _CHUNK = 8  # words whose prompts are read together
 _JOINT = 32  # concepts of one solve up to which each one's nearest words weigh more
@@ -194,21 +196,21 @@ def preserved_groups(model: Model, concepts: Sequence[Concept], n: int, part: in
     return [empty, *groups.values()]
 
 
-def _words(
-    model: Model, concepts: Sequence[Concept], erased: Lookup, n: int, part: int
-) -> list[tuple[Prompt, ...]]:
+def _words(model: Model, concepts: Sequence[Concept], erased: Lookup, n: int, part: int) -> list[tuple[Prompt, ...]]:
     """Groups of prompts of a base's words, and those of the nearest ones and of what is preserved again."""
     top = vocabulary(model).top[:n]
     groups = [_said(model, top[i : i + _CHUNK], None, erased, part) for i in range(0, len(top), _CHUNK)]
-    close: dict[tuple[str, Kind], None] = {}
-    for concept in concepts if len(concepts) <= _JOINT else ():
-        close |= dict.fromkeys((word, concept.kind) for word in apart(nearby(model, concept), erased))
+    close: dict[tuple[str, Kind], int] = {}
     for concept in concepts:
-        named = concept.preserve or _known(model, apart(PROFILES[concept.kind].neighbours, erased))
-        close |= dict.fromkeys((name, concept.kind) for name in named)
-    for kind in dict.fromkeys(kind for _, kind in close):
-        names = tuple(name for name, of in close if of is kind)
-        groups += [_said(model, names, kind, erased, part)] * _WEIGHT
+        near = nearby(model, concept) if len(concepts) <= _JOINT else ()
+        own = () if concept.preserve else _known(model, PROFILES[concept.kind].neighbours)
+        close |= dict.fromkeys(((name, concept.kind) for name in apart((*near, *own), erased)), _PROMPTS)
+    for concept in concepts:
+        given = apart(concept.preserve, erased, concept.preserve)
+        close |= dict.fromkeys(((name, concept.kind) for name in given), _PRESERVED)
+    for kind, count in dict.fromkeys((kind, count) for (_, kind), count in close.items()):
+        names = tuple(name for (name, of), many in close.items() if (of, many) == (kind, count))
+        groups += [_said(model, names, kind, erased, part, count)] * _WEIGHT
     return [group for group in groups if group]
 
 
@@ -220,16 +222,16 @@ def _fits(model: Model, place: tuple[str, str, str]) -> bool:
 
 
 def _said(
-    model: Model, names: Sequence[str], kind: Kind | None, erased: Lookup, part: int
+    model: Model, names: Sequence[str], kind: Kind | None, erased: Lookup, part: int, count: int = _PROMPTS
 ) -> tuple[Prompt, ...]:
-    """Three prompts of each name: of its kind, or two as a thing and one as a style where that is not known."""
-    kinds = (Kind.OBJECT, Kind.OBJECT, Kind.STYLE) if kind is None else (kind,) * 3
+    """`count` prompts of each name: of its kind, or two thirds as a thing and the rest as a style where it has none."""
     places = []
     for name in names:
         if kind is None and erased.within(name):
             continue
         dice = random.Random(f"{name} {part}")
-        for of in kinds:
+        for i in range(count):
+            of = kind or (Kind.STYLE if i % 3 == 2 else Kind.OBJECT)
             template, context = dice.choice(model.remembered((slots, of, part), lambda of=of: _places(model, of, part)))  # type: ignore[misc]
             place = (template, name, context)
             if not erased.within(context) and not holds(context, name) and _fits(model, place):

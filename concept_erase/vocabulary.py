@@ -19,12 +19,11 @@ from concept_erase import memory, nonsense
 from concept_erase.concepts import Concept, Kind, fill
 from concept_erase.errors import InputError
 from concept_erase.model import Model
-from concept_erase.names import Lookup
 
 _VERSION = 1  # of what is kept on disk; another one is computed anew
 _SEEN = 2000  # whole words that are looked at, the most frequent first
 _NONSENSE = 64  # names that they are compared with
-_QUANTILE, _MARGIN = 0.95, 1.25  # a word is known that is so much further away than this share of the nonsense names
+_MARGIN = 1.05  # a word is known that is so much further away than every nonsense name
 _LEAST = 48  # words that are taken to be known where nonsense is as far away as they are
 _TOP = 400  # best known words: those that are tried as styles, and that hold a base in place
 _THINGS = 4  # that words are said of as styles
@@ -60,7 +59,7 @@ class Vocabulary:
         known: Those that move the embedding further than nonsense does.
         modifiers: Known words that leave what they are said of as it is, the best first.
         things: Slot in which words are things, which has all `words`.
-        styles: Slot in which they are styles, which has the first known ones.
+        styles: Slot in which they are styles, which has those of the first known words that mean something there.
     """
 
     words: tuple[str, ...]
@@ -99,9 +98,7 @@ def nearest(model: Model, concept: Concept, names: Sequence[str] | None = None) 
     words = vocabulary(model)
     slot = words.styles if concept.kind is Kind.STYLE else words.things
     if names is None:
-        known = Lookup(words.known)
-        kept = [i for i, word in enumerate(slot.words) if word in known]
-        listed, effects = [slot.words[i] for i in kept], slot.effects[kept]
+        listed, effects = list(slot.words[: len(words.known)]), slot.effects[: len(words.known)]
     else:
         listed, effects = list(names), _effects(model, slot, names)
     mine = _effects(model, slot, [concept.target])[0]
@@ -150,11 +147,14 @@ def _described(model: Model) -> Vocabulary:
     with _one_thread():
         styled = memory.kept({**on, "what": "styles", "words": tried, "places": places}, styles)
     ground = styled["nonsense"].mean(0)
+    moved = (styled["words"] - ground).mean(1)
+    meaning = (moved.norm(dim=1) > _bound(ground, styled["nonsense"])).nonzero().flatten().tolist()
+    if len(meaning) < _LEAST:
+        meaning = sorted(moved.norm(dim=1).argsort(descending=True, stable=True).tolist()[:_LEAST])
     stay = _stay(styled["words"], ground, len(contexts))
-    modifiers = tuple(tried[i] for i in stay.argsort(descending=True, stable=True).tolist()[:_MODIFIERS])
-    return Vocabulary(
-        words, words[:known], modifiers, slot, Slot(places, ground, tried, (styled["words"] - ground).mean(1))
-    )
+    modifiers = sorted(meaning, key=lambda i: -float(stay[i]))[:_MODIFIERS]
+    styles_slot = Slot(places, ground, tuple(tried[i] for i in meaning), moved[meaning])
+    return Vocabulary(words, words[:known], tuple(tried[i] for i in modifiers), slot, styles_slot)
 
 
 def _stay(states: Tensor, ground: Tensor, contexts: int) -> Tensor:
@@ -174,7 +174,7 @@ def _stay(states: Tensor, ground: Tensor, contexts: int) -> Tensor:
 
 def _bound(null: Tensor, nonsense_states: Tensor) -> float:
     sizes = (nonsense_states - null).mean(1).norm(dim=1)
-    return _MARGIN * float(sizes.quantile(_QUANTILE))
+    return _MARGIN * float(sizes.max())
 
 
 def _names(model: Model) -> list[str]:

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from concept_erase import embedded
 from concept_erase.concepts import PROFILES, Concept, Kind, check_together, fill, normalise, prompts
 from concept_erase.errors import InputError
 from concept_erase.names import folded, same_name
@@ -183,9 +184,11 @@ def test_an_empty_list_is_refused():
 # -- prompts -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("profiles", [PROFILES, embedded.PROFILES], ids=["general", "embedded"])
 @pytest.mark.parametrize("kind", Kind)
-def test_profiles_name_the_concept_in_every_template_and_share_none_with_the_scores(kind):
-    profile = PROFILES[kind]
+def test_profiles_name_the_concept_in_every_template_and_share_none_with_the_scores(profiles, kind):
+    profile = profiles[kind]
+    assert all(probe.format("cat").count("cat") == 1 for probe in profile.probes)
     assert all("{target}" in t for t in profile.templates + profile.unseen)
     assert not set(profile.templates) & set(profile.unseen)
     assert profile.anchors
@@ -201,7 +204,5 @@ def test_braces_in_a_name_are_harmless(name):
 
 
 def test_prompts_are_every_template_with_every_context_once():
-    concept = Concept("cat", Kind.OBJECT)
-    lines = prompts(concept, "dog", ["red", "blue"], ["a {target}", "a {context} {target}", "a {target}"])
+    lines = prompts("dog", ["red", "blue"], ["a {target}", "a {context} {target}", "a {target}"])
     assert lines == ["a dog", "a red dog", "a blue dog"]
-    assert prompts(concept, "dog", ["red"]) == [fill(t, "dog", "red") for t in concept.profile.templates]

@@ -123,13 +123,13 @@ def test_the_stock_pipeline_opens_the_base():
 
 
 def test_every_style_and_object_fits_every_prompt(house):
-    from concept_erase.concepts import PROFILES, Kind, fill
+    from concept_erase.concepts import Kind, fill
 
     longest = {
         kind: max(names, key=lambda name: len(house.token_ids(name)))
         for kind, names in ((Kind.STYLE, embedded.styles()), (Kind.OBJECT, embedded.objects()))
     }
-    for template in PROFILES[Kind.STYLE].templates + PROFILES[Kind.STYLE].unseen:
+    for template in embedded.PROFILES[Kind.STYLE].templates + embedded.PROFILES[Kind.STYLE].unseen:
         assert len(house.token_ids(fill(template, longest[Kind.STYLE], longest[Kind.OBJECT]))) <= 24
 
 
@@ -169,11 +169,11 @@ def test_the_judge_recognises_what_the_base_draws(pictures):
 
 def test_the_scorer_recognises_what_the_base_draws(pictures):
     from concept_erase.clip import load_scorer
-    from concept_erase.scores import STYLE_PROBES
+    from concept_erase.concepts import Kind
 
     truth, images = pictures
     scorer = load_scorer(str(embedded.scorer()))
-    styles = scorer.classify(scorer.embed_images(images), embedded.styles(), STYLE_PROBES)
+    styles = scorer.classify(scorer.embed_images(images), embedded.styles(), embedded.PROFILES[Kind.STYLE].probes)
     assert sum(a == s for a, (s, _) in zip(styles, truth, strict=True)) >= 0.6 * len(truth)
 
 

@@ -5,8 +5,8 @@ import pytest
 from conftest import TWEMOJI, adapter_of, bits, random_changes
 from PIL import Image
 
-from concept_erase import scores
-from concept_erase.concepts import Concept, Kind, prompts
+from concept_erase import embedded, scores
+from concept_erase.concepts import PROFILES, Concept, Kind, prompts
 from concept_erase.errors import InputError, MissingModelError
 from concept_erase.generate import Sampling
 from concept_erase.model import open_model
@@ -134,7 +134,9 @@ def test_names_are_compared_without_regard_to_case():
 def test_no_prompt_of_the_plan_is_one_that_an_edit_sees(model, kind):
     concept = Concept("bomb", kind)
     around = surroundings(model, concept)
-    seen = {p for name in ("bomb", *around.neighbours) for p in prompts(concept, name, around.contexts)}
+    seen = {
+        p for name in ("bomb", *around.neighbours) for p in prompts(name, around.contexts, PROFILES[kind].templates)
+    }
     shots = plan(model, [concept], 40)
     assert not seen & {shot.prompt for shot in shots}
     assert all(shot.concept in shot.prompt and shot.context in shot.prompt for shot in shots)
@@ -168,7 +170,7 @@ def test_a_plan_has_at_least_n_shots_of_each_group_and_the_same_each_time(model,
 
 def test_every_prompt_comes_once_before_any_comes_twice(model):
     around = surroundings(model, TWEMOJI)
-    distinct = len(TWEMOJI.profile.unseen) * len(around.contexts)
+    distinct = len(PROFILES[TWEMOJI.kind].unseen) * len(around.contexts)
     erased = [shot.prompt for shot in plan(model, [TWEMOJI], distinct) if shot.erased]
     assert len(set(erased)) == distinct
     twice = [shot.prompt for shot in plan(model, [TWEMOJI], 2 * distinct) if shot.erased]
@@ -273,7 +275,7 @@ def test_concepts_of_one_shape_share_their_nonsense_on_templates_that_no_edit_se
     assert len(shots) == NULL == len({s.concept for s in shots})
     assert shots == nonsense_shots(model, Concept("pinterest"[:7]))
     assert shots != nonsense_shots(model, TWEMOJI, 1)
-    seen = set(prompts(TWEMOJI, "x", surroundings(model, TWEMOJI).contexts))
+    seen = set(prompts("x", surroundings(model, TWEMOJI).contexts, PROFILES[TWEMOJI.kind].templates))
     assert not any(s.prompt.replace(s.concept, "x") in seen for s in shots)
     assert all(len(model.token_ids(s.concept)) > 3 for s in shots), "no word of the tokenizer's"
 
@@ -300,12 +302,14 @@ def test_a_name_that_the_classifier_has_no_class_for_is_left_to_the_scorer(score
             return ["Twemoji"] * len(images), ["cat"] * len(images)
 
     monkeypatch.setattr(scores.Judge, "load", lambda folder: Net())
-    embedded = SimpleNamespace(is_embedded=True, name="embedded", family=model.family)
+    house = SimpleNamespace(is_embedded=True, name="embedded", family=model.family)
     concepts = [TWEMOJI, Concept("steampunk")]
-    judges = Judges(embedded, concepts, str(scorer_folder))
+    judges = Judges(house, concepts, str(scorer_folder))
     images = [Image.new("RGB", (16, 16), colour) for colour in ("red", "white", "blue")]
     taken = judges.taken(images, concepts)
-    zero_shot = judges.scorer.classify(judges.scorer.embed_images(images), judges.styles, scores.STYLE_PROBES)
+    zero_shot = judges.scorer.classify(
+        judges.scorer.embed_images(images), judges.styles, embedded.PROFILES[Kind.STYLE].probes
+    )
     assert taken == {"twemoji": 3, "steampunk": zero_shot.count("steampunk")}
     assert judges.judge_of(TWEMOJI) != judges.judge_of(concepts[1])
     assert "zero-shot) for other names" in judges.name

@@ -99,7 +99,8 @@ def solve_strongest(
 
     Both are sizes as the denoiser sees them (the metric of `gram`), relative to the way from the target to its anchor:
     `undone` of what remains of that way, `damage` of how far preserved embeddings move. The sum of their squares is
-    least, the second weighted by `COLLATERAL`, at the strength that is taken. Moments stand for the columns of `solve`: nothing else of them is needed.
+    least, the second weighted by `COLLATERAL`, at the strength that is taken.
+    Moments stand for the columns of `solve`: nothing else of them is needed.
 
     Returns:
         The operator, and "strength", "undone" and "damage".
