@@ -23,14 +23,14 @@ from concept_erase.model import Model
 _VERSION = 1  # of what is kept on disk; another one is computed anew
 _SEEN = 2000  # whole words that are looked at, the most frequent first
 _NONSENSE = 64  # names that they are compared with
-_MARGIN = 1.05  # a word is known that is so much further away than every nonsense name
+_QUANTILE, _MARGIN = 0.95, 1.3  # a word is known that is so much further away than this share of nonsense names
 _LEAST = 48  # words that are taken to be known where nonsense is as far away as they are
 _TOP = 400  # best known words: those that are tried as styles, and that hold a base in place
-_THINGS = 4  # that words are said of as styles
+_THINGS = 12  # that words are said of as styles
 _MODIFIERS = 48
 
 _SAID = ("a {target}",)
-_STYLED = ("a {context} in {target} style", "a {target} {context}")
+_STYLED = ("{target} {context}",)  # of what was tried this tells styles from things best, and it is the shortest
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,10 +110,18 @@ def nearest(model: Model, concept: Concept, names: Sequence[str] | None = None) 
 
 
 def knows(model: Model, names: Sequence[str]) -> list[bool]:
-    """Whether each name moves the embedding further than nonsense does. That is no proof that it can be drawn."""
-    words = vocabulary(model)
-    bound = _bound(words.things.null, _nonsense_states(model))
-    return [size > bound for size in _effects(model, words.things, names).norm(dim=1).tolist()]
+    """Whether each name moves the embedding further than nonsense of as many words does.
+
+    That is no proof that it can be drawn.
+    """
+    slot = vocabulary(model).things
+    found = []
+    for name, effect in zip(names, _effects(model, slot, names), strict=True):
+        alike = _nonsense_states(model, min(len(name.split()), 3))
+        null = alike.mean(0)
+        moved = effect + (slot.null - null).mean(0)
+        found.append(bool(effect.any()) and float(moved.norm()) > _bound(null, alike))
+    return found
 
 
 # -- computing it --------------------------------------------------------------------------------------------------
@@ -141,7 +149,7 @@ def _described(model: Model) -> Vocabulary:
     places = tuple((t, c) for t in _STYLED for c in contexts)
 
     def styles() -> dict[str, Tensor]:
-        few = _names(model)[: _NONSENSE // 4]
+        few = _names(model)[: _NONSENSE // 2]
         return {"words": _states(model, tried, places), "nonsense": _states(model, few, places)}
 
     with _one_thread():
@@ -174,20 +182,21 @@ def _stay(states: Tensor, ground: Tensor, contexts: int) -> Tensor:
 
 def _bound(null: Tensor, nonsense_states: Tensor) -> float:
     sizes = (nonsense_states - null).mean(1).norm(dim=1)
-    return _MARGIN * float(sizes.max())
+    return _MARGIN * float(sizes.quantile(_QUANTILE))
 
 
-def _names(model: Model) -> list[str]:
-    found = nonsense.names(nonsense.Shape("LATIN", 1, 6), 2 * _NONSENSE)
-    words = set(whole_words(model))
-    return [name for name in found if name not in words][:_NONSENSE]
+def _names(model: Model, words: int = 1) -> list[str]:
+    known = set(whole_words(model))
+    return nonsense.names(nonsense.Shape("LATIN", words, 6), _NONSENSE, known.__contains__)
 
 
-def _nonsense_states(model: Model) -> Tensor:
+def _nonsense_states(model: Model, words: int = 1) -> Tensor:
+    """Of nonsense names of so many words, said as things: (names, places, d)."""
+
     def make() -> Tensor:
-        return _states(model, _names(model), [(t, "") for t in _SAID])
+        return _states(model, _names(model, words), [(t, "") for t in _SAID])
 
-    return model.remembered((Vocabulary, "nonsense"), make)
+    return model.remembered((Vocabulary, words), make)
 
 
 def _effects(model: Model, slot: Slot, names: Sequence[str]) -> Tensor:
@@ -202,10 +211,10 @@ def _effects(model: Model, slot: Slot, names: Sequence[str]) -> Tensor:
 
 
 def _states(model: Model, names: Sequence[str], places: Sequence[tuple[str, str]]) -> Tensor:
-    """Mean of the embeddings of EOS and of the position behind it, (names, places, d) float32."""
+    """The embeddings of EOS, (names, places, d) float32."""
     rows = [model.token_ids(fill(t, name, c)) for name in names for t, c in places]
-    states = model.encode(rows, [min(len(row) + 1, model.length) for row in rows])
-    return torch.stack([state[-2:].mean(0) for state in states]).view(len(names), len(places), -1)
+    states = model.encode(rows, [len(row) for row in rows])
+    return torch.stack([state[-1] for state in states]).view(len(names), len(places), -1)
 
 
 @contextmanager

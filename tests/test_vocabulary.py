@@ -1,7 +1,5 @@
 """What a base can know, told by its own tokenizer and text encoder: on the embedded generator, opened blind."""
 
-from statistics import mean
-
 import pytest
 import torch
 
@@ -52,9 +50,8 @@ def test_names_of_several_words_and_unknown_ones_are_told_apart(blind):
 @pytest.mark.parametrize("style", embedded.styles())
 def test_the_neighbours_of_a_style_are_styles(blind, style):
     parts = {part for name in embedded.styles() for part in name.split()}
-    found = {name: cosine for name, cosine in nearest(blind, Concept(style)) if name not in style.split()}
-    cosines = [[c for name, c in found.items() if (name in parts) == styled] for styled in (True, False)]
-    assert mean(cosines[0]) > mean(cosines[1]) + 0.05
+    found = [name for name, _ in nearest(blind, Concept(style)) if name not in style.split()]
+    assert sum(name in parts for name in found[:6]) >= 5
 
 
 def test_what_can_be_said_of_things_leaves_them_apart(words):
