@@ -54,11 +54,11 @@ class Moments:
         return _sums(*self.columns)
 
     @property
-    def CC(self) -> Tensor:
+    def CC(self) -> Tensor:  # noqa: N802
         return self._both[0]
 
     @property
-    def MC(self) -> Tensor:
+    def MC(self) -> Tensor:  # noqa: N802
         return self._both[1]
 
     def __add__(self, other: Moments) -> Moments:
@@ -82,7 +82,7 @@ class Moments:
         """For a file; float64."""
         names = ("C", "M") if self.columns else ("CC", "MC")
         parts = dict(zip(names, self.columns or self._both, strict=True))
-        return {**parts, "way": torch.tensor(self.way).double(), "n": torch.tensor(self.n).double()}
+        return {**parts, **_scalars(way=self.way, n=self.n)}
 
     @staticmethod
     def read(tensors: Mapping[str, Tensor]) -> Moments:
@@ -113,6 +113,10 @@ class Moments:
         seen = up.T @ gram  # (r, d)
         moved = ((seen @ up) * self.within(down)).sum()
         return float((moved - 2 * self.across(seen, down).sum() + self.way).clamp_min(0) / self.way) ** 0.5
+
+
+def _scalars(**values: float) -> dict[str, Tensor]:
+    return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
 
 
 def _sums(C: Tensor, M: Tensor) -> tuple[Tensor, Tensor]:
