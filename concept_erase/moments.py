@@ -13,7 +13,7 @@ from torch import Tensor
 
 from concept_erase.errors import NumericalError
 from concept_erase.model import Model
-from concept_erase.streams import Prompt, Tokens, paired_columns
+from concept_erase.streams import PADDING, Prompt, Tokens, condensed_columns
 
 
 class Moments:
@@ -26,7 +26,7 @@ class Moments:
         CC: `C C^T`, (d, d) float64.
         MC: `(G - C) C^T`, (d, d) float64.
         way: Sum over columns of the squared size of `G - C` as the denoiser sees it.
-        n: Number of columns.
+        n: Number of columns that all this stands for.
     """
 
     def __init__(
@@ -73,10 +73,10 @@ class Moments:
         return len(self.columns[0] if self.columns else self.CC)
 
     @staticmethod
-    def of(C: Tensor, G: Tensor, gram: Tensor) -> Moments:
-        """Moments of columns (d, n)."""
+    def of(C: Tensor, G: Tensor, gram: Tensor, n: int | None = None) -> Moments:
+        """Moments of columns (d, k), which stand for n."""
         C, M = C.double(), G.double() - C.double()
-        return Moments(float((M * (gram @ M)).sum()), C.shape[1], columns=(C, M))
+        return Moments(float((M * (gram @ M)).sum()), C.shape[1] if n is None else n, columns=(C, M))
 
     def tensors(self) -> dict[str, Tensor]:
         """For a file; float64."""
@@ -139,9 +139,9 @@ class Kept:
         return Kept(self.PP + other.PP, self.n + other.n)
 
     @staticmethod
-    def of(P: Tensor) -> Kept:
-        """Moments of columns (d, n); n may be 0."""
-        return Kept(P.double() @ P.double().T, P.shape[1])
+    def of(P: Tensor, n: int | None = None) -> Kept:
+        """Moments of columns (d, k), which stand for n; k may be 0."""
+        return Kept(P.double() @ P.double().T, P.shape[1] if n is None else n)
 
     def factor(self, ridge: float, scale: float = 1.0) -> Tensor:
         """Cholesky factor L (d, d) of `ridge I + scale P P^T`; computed once, as many concepts share what must stay.
@@ -175,26 +175,33 @@ UNFACTORED = "the UCE system cannot be factored; raise the ridge, or check the e
 ILL_CONDITIONED = "the UCE system is ill-conditioned (above 1e15); raise the ridge."
 
 
-def of_pairs(model: Model, pairs: Sequence[tuple[Prompt, Prompt]], tokens: Tokens) -> Moments:
-    """Moments of target prompts and the matching prompts of their anchor."""
-    return Moments.of(*paired_columns(model, pairs, tokens), model.gram)
+def of_pairs(model: Model, pairs: Sequence[tuple[Prompt, Prompt]], tokens: Tokens, padding: int = PADDING) -> Moments:
+    """Moments of target prompts and the matching prompts of their anchor.
+
+    Args:
+        padding: How many positions behind EOS are computed; the last one stands for all that follow.
+    """
+    C, G, n = condensed_columns(model, pairs, tokens, padding)
+    return Moments.of(C, G, model.gram, n)
 
 
-def of_kept(model: Model, groups: Sequence[tuple[Prompt, ...]], tokens: Tokens) -> Kept:
+def of_kept(model: Model, groups: Sequence[tuple[Prompt, ...]], tokens: Tokens, padding: int = PADDING) -> Kept:
     """Moments of groups of prompts that must stay. Each group, and the whole, is computed once for a model.
 
     BOS opens every prompt, so it is counted once per prompt.
     """
 
+    def part(group: tuple[Prompt, ...]) -> Kept:
+        return model.remembered((Kept, group, tokens, padding), lambda: _kept(model, group, tokens, padding))
+
     def whole() -> Kept:
-        parts = [model.remembered((Kept, group, tokens), lambda g=group: _kept(model, g, tokens)) for group in groups]  # type: ignore[misc]
         prompts = sum(len(group) for group in groups)
         (bos,) = model.encode([groups[0][0].ids[:1]], [1])
-        return sum(parts, Kept(prompts * bos.T.double() @ bos.double(), 1))
+        return sum(map(part, groups), Kept(prompts * bos.T.double() @ bos.double(), 1))
 
-    return model.remembered((Kept, tuple(groups), tokens), whole)
+    return model.remembered((Kept, tuple(groups), tokens, padding), whole)
 
 
-def _kept(model: Model, group: tuple[Prompt, ...], tokens: Tokens) -> Kept:
-    P, _ = paired_columns(model, [(p, p) for p in group], tokens)
-    return Kept.of(P)
+def _kept(model: Model, group: tuple[Prompt, ...], tokens: Tokens, padding: int) -> Kept:
+    P, _, n = condensed_columns(model, [(p, p) for p in group], tokens, padding)
+    return Kept.of(P, n)

@@ -287,7 +287,15 @@ def test_a_target_whose_tokens_equal_its_anchors_is_refused(model, bare):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"ridge": 0}, {"strength": -1}, {"contexts": 0}, {"rank": 0}, {"preserve_prompts": -1}, {"tokens": "some"}],
+    [
+        {"ridge": 0},
+        {"strength": -1},
+        {"contexts": 0},
+        {"rank": 0},
+        {"padding": 0},
+        {"preserve_prompts": -1},
+        {"tokens": "some"},
+    ],
     ids=str,
 )
 def test_settings_out_of_range_are_refused(settings):

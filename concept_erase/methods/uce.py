@@ -222,6 +222,8 @@ class UCE:
     """how many contexts a concept is placed in"""
     preserve_prompts: int = 400
     """how many prompts of neighbours hold the rest in place"""
+    padding: int = 4
+    """how many positions behind a prompt's end are computed; the last one stands for all that follow"""
     bare: bool = False
     """the published form: the bare name, without templates and contexts, and only what is listed to preserve"""
 
@@ -229,8 +231,9 @@ class UCE:
         object.__setattr__(self, "tokens", Tokens(self.tokens))
         if self.ridge <= 0 or (self.strength is not None and self.strength <= 0):
             raise ValueError(f"ridge and strength must be positive, got {self.ridge} and {self.strength}")
-        if self.contexts < 1 or self.preserve_prompts < 0 or (self.rank is not None and self.rank < 1):
-            raise ValueError("contexts and rank must be at least 1, preserve_prompts at least 0")
+        least = self.contexts, self.padding, 1 if self.rank is None else self.rank
+        if min(least) < 1 or self.preserve_prompts < 0:
+            raise ValueError("contexts, padding and rank must be at least 1, preserve_prompts at least 0")
 
     def edit(self, model: Model, concepts: Sequence[Concept], run: Run = Run()) -> Edit:
         """Move every concept onto its anchor on the text stream, its neighbours held in place."""
@@ -246,12 +249,13 @@ class UCE:
             if target.ids == anchor.ids:
                 told = f"{concept.target!r} and its anchor {concept.anchor!r} are the same tokens"
                 raise InputError(f"{told}; name another anchor.")
-            fit = of_pairs(model, [(target, anchor)], self.tokens)
+            fit = of_pairs(model, [(target, anchor)], self.tokens, model.length)
         else:
-            fit = of_pairs(model, concept_prompts(model, concept, self.contexts), self.tokens)
+            fit = of_pairs(model, concept_prompts(model, concept, self.contexts), self.tokens, self.padding)
         if not self.checked:
             return Gathered(fit, fit)
-        return Gathered(fit, of_pairs(model, concept_prompts(model, concept, self.contexts, part=1), self.tokens))
+        prompts = concept_prompts(model, concept, self.contexts, part=1)
+        return Gathered(fit, of_pairs(model, prompts, self.tokens, self.padding))
 
     def regathered(self, tensors: dict[str, Tensor]) -> Gathered:
         """What `Gathered.tensors` returned, read back."""
@@ -302,6 +306,6 @@ class UCE:
         """Of what must stay; part 1 has other contexts than part 0."""
         if not self.bare:
             groups = preserved_groups(model, concepts, self.preserve_prompts, part)
-            return of_kept(model, groups, self.tokens)
+            return of_kept(model, groups, self.tokens, self.padding)
         names = distinct(without((p for c in concepts for p in c.preserve), *(c.target for c in concepts)))
         return Kept.of(columns(model, [read(model, "{target}", p) for p in names], self.tokens))
