@@ -1,8 +1,8 @@
 """The operator of a closed form as a file of its own, with gates that tell whether a concept is in a prompt.
 
 A gated pipeline applies the operator to the prompt embeddings only where a concept is present. A gate knows the concept
-by its token ids, and, once it was fitted (`add_probes`), by a probe on the text encoder's hidden states where no text is
-at hand: the linear discriminant between prompts with the concept and prompts without it.
+by its token ids, and, once one was fitted (`add_probes`), by a probe on the text encoder's hidden states where no text
+is at hand: the linear discriminant between prompts with the concept and prompts without it.
 """
 
 from __future__ import annotations

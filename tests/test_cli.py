@@ -14,7 +14,7 @@ from concept_erase.concepts import Concept
 from concept_erase.errors import InputError, UnknownConceptError
 from concept_erase.scores import Verdicts
 
-COMMANDS = ("erase", "batch", "interference", "generate", "score", "info", "methods")
+COMMANDS = ("erase", "batch", "interference", "generate", "score", "info", "gates", "methods")
 FAST = [part for name in ("contexts", "preserve_prompts") for part in ("--set", f"{name}={QUICK[name]}")]
 RUN = "from concept_erase import cli; cli.run()"
 
