@@ -80,7 +80,7 @@ def measured(concept: Concept, n: int, files: list[Path]) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         erasure = erase(concept, model, n=n)
         listed = list(erasure.adapter.concepts)
-        operators.write(Path(folder, f"erasure{operators.ENDING}"), model, listed, erasure.operator)
+        operators.write(Path(folder, f"erasure{operators.ENDING}"), model, listed, erasure.operator, probes=True)
         gated = DiffusionPipeline.from_pretrained(
             model.folder, custom_pipeline=str(CODE), trust_remote_code=True, operators=folder, safety_checker=None
         )

@@ -137,7 +137,8 @@ class Adapter:
     def _modules(self) -> dict[str, LowRank]:
         """Changes as files want them: factors of equal size, one rank, whole attention blocks in the text encoder."""
         rank = self.rank
-        modules = {path: change.balanced().padded(rank) for path, change in self.changes.items()}
+        # What was read from a file is even already; a joint adapter of thousands would take seconds to balance again.
+        modules = {p: (c if c.even else c.balanced()).padded(rank) for p, c in self.changes.items()}
         required = self.family.encoder_required
         for path in list(modules):
             layer = re.match(r"text_encoder\.(?:.*\.)?layers\.\d+\.", path)

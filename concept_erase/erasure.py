@@ -323,7 +323,6 @@ def write(
     model: Model | None = None,
     *,
     dtype: torch.dtype = torch.float32,
-    probes: bool = True,
     whole: bool = True,
     dated: bool = True,
     key: str | None = None,
@@ -333,7 +332,6 @@ def write(
 
     Args:
         model: The base; with it the operator of a closed form is written too.
-        probes: Fit the probes of the operator's gates, which takes encoding.
         whole: With the PEFT form and single pictures; a batch leaves them out.
         dated: With the time of writing in the adapter; without it the same edit gives the same bytes.
         key: Recorded in the report, for whoever asks whether the folder holds what it should; the folder is then
@@ -347,7 +345,7 @@ def write(
     if files is None:
         if key is None:
             refuse_another(folder, erasure.adapter.identity)
-        files = write_adapter(erasure, folder, model, dtype=dtype, probes=probes, whole=whole, dated=dated)
+        files = write_adapter(erasure, folder, model, dtype=dtype, whole=whole, dated=dated)
     if erasure.scores:
         shots, (before, after) = erasure.scores.shots, erasure.scores.images
         files["picture"] = folder / "before_after.png"
@@ -370,7 +368,6 @@ def write_adapter(
     model: Model | None = None,
     *,
     dtype: torch.dtype = torch.float32,
-    probes: bool = True,
     whole: bool = True,
     dated: bool = True,
 ) -> dict[str, Path]:
@@ -379,5 +376,5 @@ def write_adapter(
     files = dict(zip(("adapter", "adapter_peft"), saved, strict=False))
     if erasure.operator is not None and model is not None:
         files["operator"] = operators.beside(files["adapter"])
-        operators.write(files["operator"], model, erasure.adapter.concepts, erasure.operator, probes=probes)
+        operators.write(files["operator"], model, erasure.adapter.concepts, erasure.operator)
     return files

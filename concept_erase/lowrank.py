@@ -81,6 +81,12 @@ class LowRank:
         root = s.sqrt()
         return LowRank((u * root).to(self.up.dtype), (root[:, None] * vh).to(self.down.dtype))
 
+    @property
+    def even(self) -> bool:
+        """Whether the factors are of equal size already, column by column, as `balanced` leaves them."""
+        sizes = self.up.double().norm(dim=0), self.down.double().norm(dim=1)
+        return self.rank <= min(self.shape) and torch.allclose(*sizes, rtol=1e-5, atol=1e-5 * float(sizes[0].max()))
+
     def compressed(self, rank: int) -> tuple[LowRank, float]:
         """The nearest change of at most `rank`, and the share of the squared Frobenius norm that is lost.
 

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import re
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from concept_erase import embedded
+from concept_erase import causal, embedded
 from concept_erase.checkpoint import FILES, Checkpoint, base_name, what_it_is
 from concept_erase.errors import InputError, MissingModelError, NumericalError
 from concept_erase.families import FAMILIES, Family, Site, beside_text, check_layout, family_of
@@ -43,8 +44,9 @@ Source = Any  # str | Path | DiffusionPipeline | Model | None: the last two woul
 
 
 T = TypeVar("T")
-_CALLS = 24  # remembered calls of the text encoder; on SD 1 with 50 prompts each takes 12 MB
-_PROMPTS = 50_000  # remembered tokenizations; a list of concepts asks for the same neighbours and ends again and again
+_STATES = 256 * 2**20  # bytes of remembered calls of the text encoder; on SD 1 one with 40 prompts takes 2 MB
+_MADE = 2**30  # bytes of what else is remembered; second moments on SD 1 take 5 MB
+_PROMPTS = 32 * 2**20  # bytes of remembered tokenizations; a list of concepts asks for the same ones again and again
 _UNLIMITED = 1_000_000  # a tokenizer without a limit says 10^30
 
 
@@ -82,9 +84,8 @@ class Model:
         self._fetched = fetched
         self._weights: dict[str, Tensor] = {}
         self._paths: dict[Site, list[str]] = {}
-        self._memory: OrderedDict[Hashable, Any] = OrderedDict()
-        self._ids: OrderedDict[Hashable, Any] = OrderedDict()
-        self._states: OrderedDict[Hashable, list[Tensor]] = OrderedDict()
+        self._memory, self._states = Memory(_MADE), Memory(_STATES)
+        self._ids = Memory(_PROMPTS)
 
     # -- layers ------------------------------------------------------------------------------------------------
 
@@ -280,7 +281,7 @@ class Model:
         """Token ids of a prompt, however long."""
         # A textual inversion that is loaded meanwhile makes the tokenizer longer.
         key = (prompt, len(self.tokenizer))
-        return _recall(self._ids, key, lambda: tuple(self.tokenizer(self._converted(prompt)).input_ids), _PROMPTS)
+        return self._ids.recall(key, lambda: tuple(self.tokenizer(self._converted(prompt)).input_ids))
 
     def _converted(self, prompt: str) -> str:
         """The prompt with all tokens of a textual inversion of several vectors, as pipelines write it."""
@@ -296,7 +297,9 @@ class Model:
     def encode(self, rows: Sequence[Sequence[int]], upto: Sequence[int], batch: int = 32) -> list[Tensor]:
         """Last hidden states of token rows, each up to the last position that is needed.
 
-        The encoder is causal, so nothing behind that position is computed; rows are batched by length.
+        The encoder is causal, so nothing behind that position is computed, and what rows have in common at their front
+        is computed once. An encoder that was changed (hooks, other types, another device) is called as it is, with
+        rows batched by length.
 
         Args:
             rows: Token ids, unpadded.
@@ -307,6 +310,8 @@ class Model:
         self.require_plain()
         pad = self.tokenizer.pad_token_id
         padded = [[*row[:n], *[pad] * (n - len(row))] for row, n in zip(rows, upto, strict=True)]
+        if causal.plain(self.text_encoder):
+            return causal.states(self.text_encoder, padded)
         states: list[Tensor] = [torch.empty(0)] * len(padded)
         order = sorted(range(len(padded)), key=lambda i: len(padded[i]))
         device = next(self.text_encoder.parameters()).device
@@ -327,11 +332,11 @@ class Model:
 
         Whole calls are remembered, never single rows: what a row is batched with may change its last bits.
         """
-        return _recall(self._states, (rows, upto), lambda: self.encode(rows, upto), _CALLS)
+        return self._states.recall((rows, upto), lambda: self.encode(rows, upto))
 
     def remembered(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What `make` returned for this key, for the last thousand keys."""
-        return _recall(self._memory, key, make, 1000)
+        """What `make` returned for this key; what was not asked for longest is forgotten when it grows too large."""
+        return self._memory.recall(key, make)
 
     @cached_property
     def gram(self) -> Tensor:
@@ -401,13 +406,34 @@ def files_digest(folder: Path, components: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def _recall(memory: OrderedDict[Hashable, T], key: Hashable, make: Callable[[], T], limit: int) -> T:
-    if key not in memory:
-        memory[key] = make()
-        if len(memory) > limit:
-            memory.popitem(last=False)
-    memory.move_to_end(key)
-    return memory[key]
+class Memory:
+    """What was made for the last keys, within a size."""
+
+    def __init__(self, limit: int) -> None:
+        """
+        Args:
+            limit: In bytes.
+        """
+        self._limit, self._size = limit, 0
+        self._held: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+
+    def recall(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` returned for this key; it is called where that was forgotten."""
+        if key not in self._held:
+            value = make()
+            self._held[key] = value, _bytes_of(value)
+            self._size += self._held[key][1]
+            while self._size > self._limit and len(self._held) > 1:
+                self._size -= self._held.popitem(last=False)[1][1]
+        self._held.move_to_end(key)
+        return self._held[key][0]
+
+
+def _bytes_of(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.nbytes
+    parts = value if isinstance(value, (list, tuple)) else getattr(value, "__dict__", {}).values()
+    return sys.getsizeof(value) + sum(map(_bytes_of, parts))
 
 
 def open_model(source: Source = None) -> Model:

@@ -1,8 +1,8 @@
 """The operator of a closed form as a file of its own, with gates that tell whether a concept is in a prompt.
 
 A gated pipeline applies the operator to the prompt embeddings only where a concept is present. A gate knows the concept
-by its token ids, and by a probe on the text encoder's hidden states where no text is at hand: the linear discriminant
-between prompts with the concept and prompts without it.
+by its token ids, and, once one was fitted (`add_probes`), by a probe on the text encoder's hidden states where no text
+is at hand: the linear discriminant between prompts with the concept and prompts without it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from concept_erase import __version__
 from concept_erase.concepts import Concept, Kind, fill
-from concept_erase.errors import AdapterFileError
+from concept_erase.errors import AdapterFileError, InputError
 from concept_erase.formats import OPERATOR_ENDING as ENDING
 from concept_erase.formats import read_safetensors, write_safetensors
 from concept_erase.lowrank import LowRank, check_finite
@@ -77,17 +77,20 @@ class Operator:
     version: str
 
 
-def write(path: Path, model: Model, concepts: Sequence[Concept], operator: LowRank, *, probes: bool = True) -> Operator:
+def write(
+    path: Path, model: Model, concepts: Sequence[Concept], operator: LowRank, *, probes: bool = False
+) -> Operator:
     """Write an operator with its gates; the same operator gives the same bytes.
 
     Args:
         operator: D (d, d) on the text stream, as `Edit.operator` holds it.
-        probes: Fit each gate's probe; without, a concept is known by its words alone, and nothing is encoded.
+        probes: Fit each gate's probe, which takes longer than most edits; without, a concept is known by its words
+            alone, and nothing is encoded.
     Raises:
         NumericalError: it is not finite.
         OutputError: the file cannot be written; none is left then.
     """
-    change = operator.balanced().to(torch.float32)
+    change = (operator if operator.even else operator.balanced()).to(torch.float32)
     check_finite({"the text stream": change})
     gates = tuple(
         gate(model, concept) if probes else Gate(_words(model, concept), None, 0.0, (0, 0), (0, 0))
@@ -156,6 +159,22 @@ def read(path: Path | str) -> Operator:
         return Operator(change, concepts, gates, dict(ours["base"]), str(ours["family"]), str(ours["version"]))
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise AdapterFileError(f"{path} is no operator file of this tool ({error}); pass a {ENDING} file.") from error
+
+
+def add_probes(path: Path | str, model: Model) -> Operator:
+    """Fit the probes of a file's gates and write it again; a folder means the one in it.
+
+    Raises:
+        AdapterFileError: it is no operator file of this tool.
+        InputError: it was made for another base.
+        OutputError: it cannot be written; it is as it was then.
+    """
+    path = file_in(Path(path))
+    found = read(path)
+    reason = model.identity.difference(found.base)
+    if reason:
+        raise InputError(f"{path} was made for {found.base.get('name')!r}: {reason}; pass that base as the model.")
+    return write(path, model, found.concepts, found.change, probes=True)
 
 
 def beside(adapter: Path) -> Path:

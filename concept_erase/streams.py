@@ -18,6 +18,8 @@ from concept_erase.errors import InputError
 from concept_erase.lowrank import LowRank
 from concept_erase.model import Model
 
+PADDING = 4  # positions behind EOS that stand for all; see `condensed_columns`
+
 
 class Tokens(StrEnum):
     """Which positions of a prompt an edit moves."""
@@ -89,7 +91,63 @@ def paired_columns(model: Model, pairs: Sequence[tuple[Prompt, Prompt]], tokens:
     Returns:
         C and G, each (d, n) float64.
     """
-    positions = [aligned(target, anchor, tokens, model.length) for target, anchor in pairs]
+    return _columns(model, pairs, [aligned(target, anchor, tokens, model.length) for target, anchor in pairs])
+
+
+def condensed_columns(
+    model: Model, pairs: Sequence[tuple[Prompt, Prompt]], tokens: Tokens, padding: int = PADDING
+) -> tuple[Tensor, Tensor, int]:
+    """`paired_columns` in fewer columns of nearly the same second moments, with most of the padding not computed.
+
+    Behind EOS the states of a prompt come to rest, and what still changes from position to position changes much alike
+    in all prompts. So the last of `padding` positions stands for all that follow, which are taken to differ from it as
+    those of the empty prompt do: it is moved to their mean and counted as often, and how they spread around that, which
+    is equal in targets and anchors, is added once for all prompts.
+
+    Args:
+        padding: How many positions behind both ends are computed.
+    Returns:
+        C and G, (d, k) float64, multiplied by the roots of their numbers, and n, how many columns they stand for.
+    """
+    length = model.length
+    places = [aligned(target, anchor, tokens, length) for target, anchor in pairs]
+    n = sum(map(len, places))
+    lasts = [max(target.end, anchor.end) + padding for target, anchor in pairs]
+    if tokens is Tokens.SUBJECT or min(lasts) >= length - 1:
+        return *_columns(model, pairs, places), n
+    few = [[place for place in matched if place[0] <= last] for matched, last in zip(places, lasts, strict=True)]
+    C, G = _columns(model, pairs, few)
+    rest = _reference(model)  # (length, d)
+    ends = torch.tensor([len(matched) for matched in few]).cumsum(0) - 1
+    numbers = torch.ones(C.shape[1], dtype=torch.float64)
+    spread = torch.zeros(length, length, dtype=torch.float64)  # over positions of the empty prompt
+    for end, last in zip(ends.tolist(), lasts, strict=True):
+        if last < length - 1:
+            numbers[end] = length - last
+            ahead = rest[last:].mean(0) - rest[last]
+            C[:, end] += ahead
+            G[:, end] += ahead
+            spread[last:, last:] += torch.eye(length - last) - 1 / (length - last)
+    values, vectors = torch.linalg.eigh(spread)
+    around = rest.T @ (vectors * values.clamp_min(0).sqrt())[:, values > 1e-9]
+    C, G = (torch.cat([side * numbers.sqrt(), around], dim=1) for side in (C, G))
+    return C, G, n
+
+
+def _reference(model: Model) -> Tensor:
+    """States of the empty prompt at all positions, (length, d) float64."""
+
+    def make() -> Tensor:
+        (states,) = model.encode([model.token_ids("")], [model.length])
+        return states.double()
+
+    return model.remembered("the empty prompt", make)
+
+
+def _columns(
+    model: Model, pairs: Sequence[tuple[Prompt, Prompt]], positions: Sequence[Sequence[tuple[int, int]]]
+) -> tuple[Tensor, Tensor]:
+    """The states of both sides at matching positions, each (d, n) float64."""
     sides = []
     for side in (0, 1):  # targets and anchors are encoded apart: an anchor serves many targets
         wanted: dict[tuple[int, ...], int] = {}  # every distinct prompt once, no further than needed

@@ -92,8 +92,9 @@ class GatedStableDiffusionPipeline(StableDiffusionPipeline):
     embeddings does the same as the edited weights. Here D acts only on prompts that hold a concept, from its first
     token to the end. The weights, negative prompts, and prompts without a concept stay as they are, bit for bit.
 
-    A concept is found by its token ids, and by a probe on the hidden states, which also sees a concept that comes under
-    another name with the same embedding (a textual inversion), or as `prompt_embeds` without text.
+    A concept is found by its token ids, and, where the file has one, by a probe on the hidden states, which also sees a
+    concept that comes under another name with the same embedding (a textual inversion), or as `prompt_embeds` without
+    text. `concept-erase gates FILE` fits the probes of a file.
     """
 
     def __init__(
@@ -206,7 +207,8 @@ class GatedStableDiffusionPipeline(StableDiffusionPipeline):
             blind = [concept for operator in self._operators for concept in operator.blind]
             if blind:
                 raise ValueError(
-                    f"only text tells whether {blind[0]!r} is meant; pass prompt instead of prompt_embeds."
+                    f"only text tells whether {blind[0]!r} is meant; pass prompt instead of prompt_embeds, or fit its "
+                    "probe once with `concept-erase gates FILE`."
                 )
         embeds, negative = super().encode_prompt(
             prompt, device, num_images_per_prompt, do_classifier_free_guidance, negative_prompt, prompt_embeds,

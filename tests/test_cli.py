@@ -14,7 +14,7 @@ from concept_erase.concepts import Concept
 from concept_erase.errors import InputError, UnknownConceptError
 from concept_erase.scores import Verdicts
 
-COMMANDS = ("erase", "batch", "interference", "generate", "score", "info", "methods")
+COMMANDS = ("erase", "batch", "interference", "generate", "score", "info", "gates", "methods")
 FAST = [part for name in ("contexts", "preserve_prompts") for part in ("--set", f"{name}={QUICK[name]}")]
 RUN = "from concept_erase import cli; cli.run()"
 
@@ -308,3 +308,30 @@ def test_what_the_base_does_not_know_ends_with_2_and_is_no_success_with_force(
     assert "| UA: erased, not recognised | 100.0 [34.2, 100.0] | not counted | 2 |" in card
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["scores"]["known"] is False
+
+
+# -- gates ---------------------------------------------------------------------------------------------------------
+
+
+def test_gates_fit_the_probes_of_an_erasure_and_leave_it_whole(base_folder, tmp_path):
+    from concept_erase import operators
+    from concept_erase.batch.units import finished
+
+    assert (
+        invoke("erase", "twemoji", "-m", base_folder, "-n", 0, *FAST, "--anchor", "fluent", "-o", tmp_path).exit_code
+        == 0
+    )
+    report = json.loads((tmp_path / "report.json").read_text())
+    (tmp_path / "report.json").write_text(json.dumps({**report, "key": "mine"}))
+    assert operators.read(tmp_path).gates[0].hits == (0, 0)
+    done = invoke("gates", tmp_path, "-m", base_folder)
+    assert done.exit_code == 0, done.output
+    assert "'twemoji' stays known by its words alone" in flat(done.output), "a random text encoder tells nothing apart"
+    assert operators.read(tmp_path).gates[0].hits[1] > 0
+    assert finished(tmp_path, "mine"), "the report tells the new size"
+
+
+def test_gates_of_another_base_or_no_operator_are_refused(base_folder, tmp_path):
+    done = invoke("gates", tmp_path)
+    assert "holds no operator" in str(done.exception)
+    assert done.exception.exit_code == 2

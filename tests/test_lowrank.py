@@ -77,6 +77,17 @@ def test_balancing_keeps_the_change_and_gives_factors_of_equal_size(shape, seed,
     assert balanced.rank <= min(*shape)
 
 
+@given(shapes, seeds)
+def test_what_is_balanced_is_even_also_in_single_precision_and_padded(shape, seed):
+    change = random(shape, seed)
+    assert not LowRank(change.up * 1.1, change.down / 1.1).balanced().scaled(1.01).even
+    for found in (change.balanced(), change.balanced().to(torch.float32)):
+        assert found.even
+        assert found.rank == min(*shape) or found.padded(found.rank + 1).even
+    twice = concatenate([change.balanced()] * 2)
+    assert twice.even == (twice.rank <= min(*shape[:2]))  # of more columns than a layer has room for, some can go
+
+
 @given(shapes, st.integers(0, 5), seeds)
 def test_padding_keeps_the_change(shape, extra, seed):
     change = random(shape, seed)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from concept_erase import moments
 from concept_erase.moments import Kept, Moments, of_kept, of_pairs
-from concept_erase.streams import Tokens, paired_columns, read
+from concept_erase.streams import Tokens, condensed_columns, paired_columns, read
 from concept_erase.surroundings import concept_prompts, preserved_groups
 
 SEEDS, WIDTHS, COUNTS, RANKS = st.integers(0, 2**32 - 1), st.integers(1, 7), st.integers(1, 9), st.integers(1, 4)
@@ -130,8 +130,10 @@ def test_no_operator_no_way_and_nothing_kept():
 def test_moments_of_prompts_are_those_of_their_columns(model, tokens):
     pairs = concept_prompts(model, TWEMOJI, 3)
     C, G = paired_columns(model, pairs, tokens)
+    assert close(of_pairs(model, pairs, tokens, model.length).CC, C @ C.T)
+    C, G, n = condensed_columns(model, pairs, tokens)
     found = of_pairs(model, pairs, tokens)
-    assert found.n == C.shape[1]
+    assert found.n == n
     assert close(found.CC, C @ C.T)
     assert close(found.MC, (G - C) @ C.T)
     assert found.way == pytest.approx(size(G - C, model.gram) ** 2, rel=1e-9)
@@ -143,10 +145,11 @@ def test_moments_of_prompts_are_those_of_their_columns(model, tokens):
 def test_what_is_kept_counts_bos_once_per_prompt(model, tokens):
     groups = preserved_groups(model, [TWEMOJI], 40)
     prompts = [prompt for group in groups for prompt in group]
-    P = torch.cat([paired_columns(model, [(p, p) for p in group], tokens)[0] for group in groups], dim=1)
+    parts = [condensed_columns(model, [(p, p) for p in group], tokens) for group in groups]
+    P = torch.cat([P for P, _, _ in parts], dim=1)
     (bos,) = model.encode([prompts[0].ids[:1]], [1])
     found = of_kept(model, groups, tokens)
-    assert found.n == P.shape[1] + 1
+    assert found.n == sum(n for _, _, n in parts) + 1
     assert close(found.PP, P @ P.T + len(prompts) * bos.double().T @ bos.double())
 
 
@@ -155,7 +158,7 @@ def test_each_group_is_computed_once_for_a_model(base_folder, monkeypatch):
 
     model, computed = open_model(base_folder), []
     real = moments._kept
-    monkeypatch.setattr(moments, "_kept", lambda m, group, tokens: (computed.append(group), real(m, group, tokens))[1])
+    monkeypatch.setattr(moments, "_kept", lambda m, group, *how: (computed.append(group), real(m, group, *how))[1])
     groups = [(read(model, "a {target}", name),) for name in ("cat", "dog", "horse")]
     first = of_kept(model, groups, Tokens.ALL)
     again = of_kept(model, groups[::-1], Tokens.ALL)

@@ -9,7 +9,7 @@ from conftest import split_safetensors
 from concept_erase import operators
 from concept_erase.adapter import Adapter
 from concept_erase.concepts import Concept, Kind, fill
-from concept_erase.errors import AdapterFileError, NumericalError
+from concept_erase.errors import AdapterFileError, InputError, NumericalError
 from concept_erase.formats import write_safetensors
 from concept_erase.lowrank import LowRank
 from concept_erase.model import open_model
@@ -45,7 +45,7 @@ def opened(model, found: operators.Gate, prompts: list[str]) -> int:
 
 def test_a_file_comes_back_as_it_was_written(model, tmp_path):
     d = operator(32)
-    written = write(tmp_path / "erase-x.operator", model, [BOMB, STYLE], d)
+    written = write(tmp_path / "erase-x.operator", model, [BOMB, STYLE], d, probes=True)
     for place in (tmp_path, tmp_path / "erase-x.operator"):
         found = read(place)
         torch.testing.assert_close(found.change.delta().double(), d.delta(), rtol=1e-5, atol=1e-5)
@@ -76,8 +76,14 @@ def test_a_folder_of_several_operators_or_none_says_so(model, tmp_path):
 
 
 def test_the_probe_of_a_gate_is_in_the_file(embedded, tmp_path):
-    write(tmp_path / "erase-x.operator", embedded, [STYLE], operator(192))
-    (found,) = read(tmp_path).gates
+    plain = write(tmp_path / "erase-x.operator", embedded, [STYLE], operator(192))
+    assert plain.gates[0].direction is None
+    operators.add_probes(tmp_path, embedded)
+    after = read(tmp_path)
+    assert torch.equal(after.change.up, plain.change.up)
+    assert torch.equal(after.change.down, plain.change.down)
+    assert (after.concepts, after.base) == (plain.concepts, plain.base)
+    (found,) = after.gates
     made = gate(embedded, STYLE)
     assert torch.equal(found.direction, made.direction)
     assert found.threshold == pytest.approx(made.threshold, rel=1e-6)
@@ -95,10 +101,18 @@ def test_equal_operators_are_equal_files(model, tmp_path):
 
 def test_without_probes_nothing_is_encoded(embedded, tmp_path, monkeypatch):
     monkeypatch.setattr(type(embedded), "encode", None)  # would raise
-    write(tmp_path / "erase-x.operator", embedded, [STYLE], operator(192), probes=False)
+    write(tmp_path / "erase-x.operator", embedded, [STYLE], operator(192))
     (found,) = read(tmp_path).gates
     assert found.words == (tuple(embedded.token_ids("twemoji")[1:-1]),)
     assert found.direction is None
+
+
+def test_probes_are_fitted_on_the_base_of_the_file_alone(embedded, model, tmp_path):
+    write(tmp_path / "erase-x.operator", model, [STYLE], operator(32))
+    before = (tmp_path / "erase-x.operator").read_bytes()
+    with pytest.raises(InputError, match=r"was made for .*; pass that base"):
+        operators.add_probes(tmp_path, embedded)
+    assert (tmp_path / "erase-x.operator").read_bytes() == before
 
 
 def test_nan_is_never_written(model, tmp_path):

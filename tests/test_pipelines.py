@@ -663,7 +663,7 @@ def test_it_does_not_draw_without_operators(base_folder):
 def test_embeddings_without_text_need_a_probe(pipe, operator):
     gated = around(pipe, GATED, operators=operator)
     assert gated.operators[0].blind == ("twemoji",)  # none can be fitted on a random text encoder
-    with pytest.raises(ValueError, match=r"only text tells whether 'twemoji' is meant"):
+    with pytest.raises(ValueError, match=r"only text tells whether 'twemoji' is meant.*concept-erase gates"):
         gated(prompt_embeds=torch.zeros(1, 24, 32), **SMALL)
 
 
@@ -726,10 +726,13 @@ def embedded():
 
 @pytest.fixture(scope="module")
 def style(embedded, tmp_path_factory):
-    """An erasure of the embedded generator, with both files."""
+    """An erasure of the embedded generator, with both files and probes."""
     from concept_erase import erase
+    from concept_erase.operators import add_probes
 
-    return erase(STYLE, embedded, out=tmp_path_factory.mktemp("style"), n=0).files
+    files = erase(STYLE, embedded, out=tmp_path_factory.mktemp("style"), n=0).files
+    add_probes(files["operator"], embedded)
+    return files
 
 
 def test_on_the_embedded_generator_from_the_files_of_an_erasure(embedded, style):

@@ -6,7 +6,18 @@ from hypothesis import strategies as st
 
 from concept_erase.errors import InputError
 from concept_erase.lowrank import LowRank
-from concept_erase.streams import Prompt, Tokens, aligned, columns, fold, paired_columns, read, seen_size
+from concept_erase.streams import (
+    PADDING,
+    Prompt,
+    Tokens,
+    aligned,
+    columns,
+    condensed_columns,
+    fold,
+    paired_columns,
+    read,
+    seen_size,
+)
 
 LENGTH = 24
 
@@ -106,6 +117,59 @@ def test_columns_are_the_states_of_the_full_padded_prompts(model, pristine, toke
     for columns_, side in ((C, 0), (G, 1)):
         expected = [full(pristine, t[side])[[m[side] for m in ms]] for t, ms in zip(texts, matched, strict=True)]
         assert torch.allclose(columns_.T, torch.cat(expected), atol=1e-5)
+
+
+# Names and prompts of several lengths, with more and fewer tokens than their anchors; one leaves no room for padding.
+CASES = [
+    ("a cat in {target} style", "pixel art", "fluent"),
+    ("a cat in {target} style", "fluent", "pixel art"),
+    ("{target}", "twemoji", "high contrast"),
+    ("a {target} of " + "one " * 17, "twemoji", "fluent"),
+]
+
+
+@pytest.fixture
+def resting(base_folder, monkeypatch):
+    """A model whose padding is at rest: a state of the prompt, and one of the position that is equal in all prompts."""
+    from concept_erase.model import open_model
+
+    model = open_model(base_folder)
+    encoded, rng = model.encode, torch.Generator().manual_seed(0)
+    drift = torch.randn(LENGTH, 32, generator=rng)
+
+    def encode(rows, upto):
+        found = encoded(rows, upto)
+        for ids, states in zip(rows, found, strict=True):
+            states[len(ids) :] = encoded([ids], [len(ids)])[0][-1] + drift[len(ids) : len(states)]
+        return found
+
+    monkeypatch.setattr(model, "encode", encode)
+    return model
+
+
+@pytest.mark.parametrize("tokens", Tokens)
+@pytest.mark.parametrize("cases", [CASES, CASES[:1], CASES[-1:]], ids=["all", "one", "full"])
+def test_condensed_columns_have_the_moments_of_all_where_the_padding_is_at_rest(resting, tokens, cases):
+    pairs = [(read(resting, t, target), read(resting, t, anchor)) for t, target, anchor in cases]
+    C, G = paired_columns(resting, pairs, tokens)
+    fewC, fewG, n = condensed_columns(resting, pairs, tokens)
+    assert n == C.shape[1]
+    assert fewC.shape == fewG.shape
+    for left, right, few_left, few_right in ((C, C, fewC, fewC), (G - C, C, fewG - fewC, fewC), (G, G, fewG, fewG)):
+        assert torch.allclose(few_left @ few_right.T, left @ right.T, rtol=1e-5, atol=1e-4)
+
+
+def test_most_of_the_padding_is_not_computed(base_folder, monkeypatch):
+    from concept_erase.model import open_model
+
+    model, asked = open_model(base_folder), []
+    encode = model.encode
+    monkeypatch.setattr(model, "encode", lambda rows, upto: asked.append((rows, upto)) or encode(rows, upto))
+    pairs = [(read(model, CASES[0][0], target), read(model, CASES[0][0], "fluent")) for target in ("blob", "twemoji")]
+    condensed_columns(model, pairs, Tokens.ALL)
+    most = max(p.end for pair in pairs for p in pair) + PADDING + 1
+    assert all(n <= most for rows, upto in asked for row, n in zip(rows, upto, strict=True) if len(row) > 2)
+    assert sum(n == LENGTH for _, upto in asked for n in upto) == 1, "the empty prompt, once"
 
 
 def test_columns_of_no_prompt_are_empty_and_of_the_right_height(model):

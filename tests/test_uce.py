@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from concept_erase.concepts import Concept
 from concept_erase.errors import InputError, NumericalError
 from concept_erase.methods import make
-from concept_erase.methods.uce import STRENGTHS, solve, solve_strongest
+from concept_erase.methods.uce import STRENGTHS, Gathered, _spectrum, solve, solve_strongest
 from concept_erase.moments import Kept, Moments
 
 problems = st.tuples(st.integers(2, 12), st.integers(1, 8), st.integers(0, 8), st.integers(0, 2**32 - 1))
@@ -136,6 +136,37 @@ def test_an_ill_conditioned_system_is_refused():
         solve(C, C.flip(0), torch.zeros(4, 0), ridge=1e-3)
 
 
+def straightforward(C, G, P, a, ridge, rank):
+    """D by the formula, its outputs projected onto the directions of the largest moves of C."""
+    D = a * (G - C) @ C.T @ torch.linalg.inv(ridge * torch.eye(len(C)).double() + a * C @ C.T + P @ P.T)
+    left = torch.linalg.svd(D @ C).U[:, : rank or len(C)]
+    return left @ left.T @ D
+
+
+@pytest.mark.parametrize("n", [1, 5, 11, 12, 13, 40])
+@pytest.mark.parametrize("rank", [None, 1, 4])
+def test_one_factoring_serves_all_strengths(n, rank):
+    """Few columns are solved as they are, many by their moments; both are the formula of every strength."""
+    C, G, P, _ = columns((12, n, 9, n))
+    fit, kept = Moments.of(C, G, torch.eye(12).double()), Kept.of(P)
+    assert (fit.columns is None) == (n > 12)
+    spectrum = _spectrum(fit, kept.factor(0.7))
+    sums = _spectrum(Moments(fit.way, n, sums=(C @ C.T, (G - C) @ C.T)), kept.factor(0.7))
+    for strength in STRENGTHS:
+        expected = straightforward(C, G, P, strength, 0.7, rank)
+        for found in (spectrum, sums):
+            D = found.operator(strength, rank)
+            assert near(D.delta(), expected)
+            assert rank is None or D.rank <= rank
+
+
+def test_what_is_kept_is_factored_once():
+    kept = Kept.of(columns((6, 1, 4, 0))[2])
+    assert kept.factor(0.5) is kept.factor(0.5)
+    L = kept.factor(2.0, 3.0)
+    assert near(L @ L.T, 2 * torch.eye(6).double() + 3 * kept.PP)
+
+
 # -- the strength --------------------------------------------------------------------------------------------------
 
 
@@ -161,12 +192,39 @@ def test_the_strength_is_the_one_of_least_cost_and_its_measures_are_what_they_sa
     assert near(operator.delta(), solve(C, G, P, erase_scale=best, ridge=1.0).delta())
 
 
+@pytest.mark.parametrize("bad", ["strength", "kept"])
+def test_a_strength_that_cannot_be_trusted_is_refused(bad):
+    C, G, P, W = columns((5, 2, 3, 4))
+    gram = W.T @ W
+    fit, kept = Moments.of(C, G, gram), Kept.of(1e9 * P if bad == "kept" else P)
+    with pytest.raises(NumericalError, match=r"the UCE system .* raise the ridge"):
+        solve_strongest(fit, kept, fit, kept, gram, strengths=(1e20,) if bad == "strength" else STRENGTHS, ridge=1e-3)
+
+
 def test_nothing_to_move_costs_nothing():
     C, _, P, W = columns((10, 4, 6, 3))
     still, kept = Moments.of(C, C, W.T @ W), Kept.of(P)
     operator, measures = solve_strongest(still, kept, still, kept, W.T @ W)
     assert not operator.delta().any()
     assert (measures["undone"], measures["damage"]) == (0, 0)
+
+
+@pytest.mark.parametrize("n", [2, 30])
+@pytest.mark.parametrize("checked", [False, True])
+def test_what_is_gathered_is_the_same_from_a_file(n, checked):
+    C, G, _, W = columns((6, n, 0, 5))
+    fit = Moments.of(C, G, W.T @ W)
+    one = Gathered(fit, Moments.of(2 * C, G, W.T @ W) if checked else fit)
+    for gathered in (one, one + one):
+        tensors = gathered.tensors()
+        again = make("uce", {}).regathered(tensors)
+        assert all(t.dtype is torch.float64 for t in tensors.values())
+        assert (again.unseen is again.fit) == (gathered.unseen is gathered.fit) == (not checked)
+        for part in ("fit", "unseen"):
+            here, there = getattr(gathered, part), getattr(again, part)
+            assert (there.way, there.n) == (here.way, here.n)
+            assert torch.equal(there.CC, here.CC)
+            assert torch.equal(there.MC, here.MC)
 
 
 # -- the method on a generator -------------------------------------------------------------------------------------
@@ -229,7 +287,15 @@ def test_a_target_whose_tokens_equal_its_anchors_is_refused(model, bare):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"ridge": 0}, {"strength": -1}, {"contexts": 0}, {"rank": 0}, {"preserve_prompts": -1}, {"tokens": "some"}],
+    [
+        {"ridge": 0},
+        {"strength": -1},
+        {"contexts": 0},
+        {"rank": 0},
+        {"padding": 0},
+        {"preserve_prompts": -1},
+        {"tokens": "some"},
+    ],
     ids=str,
 )
 def test_settings_out_of_range_are_refused(settings):

@@ -275,8 +275,7 @@ def _written(setup: Setup, folder: str, key: str, erasure: Any) -> dict[str, Any
     from concept_erase.erasure import write
 
     dtype = torch.float16 if setup.job.half else torch.float32
-    # Words alone open the gates here: a probe for each of thousands would take longer than the edits.
-    write(erasure, setup.out / folder, _model(setup), dtype=dtype, probes=False, whole=False, dated=False, key=key)
+    write(erasure, setup.out / folder, _model(setup), dtype=dtype, whole=False, dated=False, key=key)
     return json.loads((setup.out / folder / "report.json").read_text())
 
 
@@ -376,7 +375,7 @@ def _solve(setup: Setup, joint: Joint) -> dict[str, Any]:
         "measures": edit.measures,
     }
     if edit.operator is not None:
-        operators.write(operators.beside(file), _model(setup), concepts, edit.operator, probes=False)
+        operators.write(operators.beside(file), _model(setup), concepts, edit.operator)
     atomic_write(folder / "edit.json", json.dumps(kept))
     return {"concepts": len(concepts)}
 

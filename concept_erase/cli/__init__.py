@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from concept_erase import __version__
-from concept_erase.cli import batch, demo, erase, interference
+from concept_erase.cli import batch, demo, erase, gates, interference
 from concept_erase.cli.common import console, errors, fail
 from concept_erase.errors import ConceptEraseError
 
@@ -48,6 +48,7 @@ app.command()(demo.demo)
 app.command()(erase.generate)
 app.command()(erase.score)
 app.command()(erase.info)
+app.command()(gates.gates)
 app.command("methods")(erase.list_methods)
 
 

@@ -14,7 +14,7 @@ from concept_erase.errors import InputError, NumericalError
 from concept_erase.lowrank import LowRank
 from concept_erase.methods import Edit, Run
 from concept_erase.model import Model
-from concept_erase.moments import Kept, Moments, of_kept, of_pairs
+from concept_erase.moments import ILL_CONDITIONED, UNFACTORED, Kept, Moments, of_kept, of_pairs
 from concept_erase.names import distinct, without
 from concept_erase.streams import Tokens, columns, fold, read
 from concept_erase.surroundings import concept_prompts, preserved_groups
@@ -55,33 +55,81 @@ def solve(
     """
     if C.shape != G.shape:
         raise ValueError(f"C {tuple(C.shape)} and G {tuple(G.shape)} must match column by column.")
-    C, G = C.double(), G.double()
-    factor = _factored(C @ C.T, Kept.of(P), erase_scale, preserve_scale, ridge)
-    if rank is None and C.shape[1] <= C.shape[0]:
-        return LowRank(erase_scale * (G - C), torch.cholesky_solve(C, factor).T)
-    D = torch.cholesky_solve(erase_scale * C @ (G - C).T, factor).T
-    return bounded(D, C @ C.T, min(rank or len(C), C.shape[1]))
-
-
-def _factored(CC: Tensor, kept: Kept, erase_scale: float, preserve_scale: float, ridge: float) -> Tensor:
-    """Cholesky factor of `lambda I + a C C^T + b P P^T`."""
     if ridge <= 0 or erase_scale <= 0:
         raise ValueError(f"ridge and erase_scale must be positive, got {ridge} and {erase_scale}.")
-    system = ridge * torch.eye(len(CC), dtype=torch.float64) + erase_scale * CC + preserve_scale * kept.PP
-    factor, failed = torch.linalg.cholesky_ex(system)
-    if failed or not factor.isfinite().all():
-        raise NumericalError("the UCE system cannot be factored; raise the ridge, or check the embeddings for NaN.")
-    diagonal = factor.diagonal()
-    if (diagonal.max() / diagonal.min()).square() > 1e15:  # a lower bound on the condition number
-        raise NumericalError("the UCE system is ill-conditioned (above 1e15); raise the ridge.")
-    return factor
+    fit = Moments.of(C, G, torch.zeros(len(C), len(C), dtype=torch.float64))
+    return _spectrum(fit, Kept.of(P).factor(ridge, preserve_scale)).operator(erase_scale, rank)
 
 
-def bounded(D: Tensor, CC: Tensor, rank: int) -> LowRank:
-    """D (d, d) with its outputs projected onto the `rank` directions that carry most of the move `D C` of C (d, n)."""
-    _, directions = torch.linalg.eigh(D @ CC @ D.T)
-    kept = directions[:, -min(rank, len(D)) :]
-    return LowRank(kept.contiguous(), (kept.T @ D).contiguous())
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """The solutions of all strengths a: `D(a) = Y diag(a / (1 + a S)) T`.
+
+    With `K = ridge I + P P^T` the solution is `a M C^T (K + a C C^T)^-1`, M = G - C. Of few columns k = n, and
+    `C^T K^-1 C = V S V^T` gives `Y = M V` and `T = V^T C^T K^-1`. Of their moments k = d, and with `K = L L^T`
+    `L^-1 C C^T L^-T = U S U^T` gives `T = U^T L^-1` and `Y = M C^T T^T`.
+
+    Attributes:
+        Y, T: (d, k) and (k, d).
+        S: (k,) not negative.
+        energy: (k,) the diagonal of `T C C^T T^T`, which is diagonal.
+    """
+
+    Y: Tensor
+    T: Tensor
+    S: Tensor
+    energy: Tensor
+
+    def weights(self, strength: float) -> Tensor:
+        """a / (1 + a S), (k,).
+
+        Raises:
+            NumericalError: the system is too ill-conditioned to be trusted.
+        """
+        if 1 + strength * float(self.S.max()) > 1e15:
+            raise NumericalError(ILL_CONDITIONED)
+        return strength / (1 + strength * self.S)
+
+    def operator(self, strength: float, rank: int | None) -> LowRank:
+        """D(a), its outputs projected onto the `rank` directions that carry most of the move `D C` of C."""
+        weights = self.weights(strength)
+        down = weights[:, None] * self.T
+        if rank is None or rank >= len(down):
+            return LowRank(self.Y, down)
+        moved = self.Y * (weights * self.energy.sqrt())  # moved moved^T = D C C^T D^T
+        if len(weights) < len(self.Y):  # its directions from the smaller of its two products
+            _, inner = torch.linalg.eigh(moved.T @ moved)
+            kept = torch.linalg.qr(moved @ inner[:, -rank:]).Q
+        else:
+            kept = torch.linalg.eigh(moved @ moved.T)[1][:, -rank:].contiguous()
+        return LowRank(kept, (kept.T @ self.Y) @ down)
+
+
+def _spectrum(fit: Moments, factor: Tensor) -> Spectrum:
+    """
+    Args:
+        factor: L (d, d), lower, with `L L^T = K`.
+    Raises:
+        NumericalError: the embeddings are not finite.
+    """
+    if fit.columns:
+        C, M = fit.columns
+        seen = torch.linalg.solve_triangular(factor, C, upper=False)
+        S, V = _eigh(seen.T @ seen)
+        T = torch.linalg.solve_triangular(factor.T, seen @ V, upper=True).T
+        return Spectrum(M @ V, T, S, S.square())
+    half = torch.linalg.solve_triangular(factor, fit.CC, upper=False)
+    S, U = _eigh(torch.linalg.solve_triangular(factor, half.T, upper=False))
+    T = torch.linalg.solve_triangular(factor.T, U, upper=True).T
+    return Spectrum(fit.MC @ T.T, T, S, S)
+
+
+def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, none below 0, and eigenvectors of a positive semidefinite matrix."""
+    if not matrix.isfinite().all():
+        raise NumericalError(UNFACTORED)
+    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    return values.clamp_min(0), vectors
 
 
 def solve_strongest(
@@ -99,24 +147,38 @@ def solve_strongest(
 
     Both are sizes as the denoiser sees them (the metric of `gram`), relative to the way from the target to its anchor:
     `undone` of what remains of that way, `damage` of how far preserved embeddings move. The sum of their squares is
-    least, the second weighted by `COLLATERAL`, at the strength that is taken.
-    Moments stand for the columns of `solve`: nothing else of them is needed.
+    least, the second weighted by `COLLATERAL`, at the strength that is taken, before the bound on the rank. Moments
+    stand for the columns of `solve`: nothing else of them is needed.
 
     Returns:
-        The operator, and "strength", "undone" and "damage".
+        The operator, and its "strength", "undone" and "damage".
     """
+    found = _spectrum(fit, kept.factor(ridge))
+    strength = strengths[0] if len(strengths) == 1 else _strongest(found, unseen, unseen_kept, gram, strengths)
+    operator = found.operator(strength, rank)
     way = (unseen.way / max(1, unseen.n)) ** 0.5 or 1.0  # 0 where target and anchor are equal: nothing moves then
-    found: list[tuple[float, LowRank, dict[str, float]]] = []
-    for strength in strengths:
-        factor = _factored(fit.CC, kept, strength, 1.0, ridge)
-        D = torch.cholesky_solve(strength * fit.MC.T, factor).T
-        operator = bounded(D, fit.CC, min(rank or len(D), fit.n))
-        undone = unseen.undone(operator.up, operator.down, gram)
-        damage = unseen_kept.damage(operator.up, operator.down, gram) / way
-        measures = {"strength": float(strength), "undone": undone, "damage": damage}
-        found.append((cost(measures), operator, measures))
-    _, operator, measures = min(found, key=lambda item: item[0])
-    return operator, measures
+    undone = unseen.undone(operator.up, operator.down, gram)
+    damage = unseen_kept.damage(operator.up, operator.down, gram) / way
+    return operator, {"strength": float(strength), "undone": undone, "damage": damage}
+
+
+def _strongest(found: Spectrum, unseen: Moments, kept: Kept, gram: Tensor, strengths: Sequence[float]) -> float:
+    """The strength of least `cost`; undone and damage are quadratic forms of its weights."""
+    if unseen.way <= 0:  # nothing moves at any
+        return strengths[0]
+    seen = found.Y.T @ gram
+    sizes = seen @ found.Y  # (k, k)
+    share = (
+        COLLATERAL * unseen.n / (unseen.way * max(1, kept.n))
+    )  # makes a mean over what is kept relative to the mean way
+    square = sizes * (unseen.within(found.T) / unseen.way + kept.within(found.T) * share)
+    towards = unseen.across(seen, found.T) / unseen.way
+
+    def costs(strength: float) -> float:
+        weights = found.weights(strength)
+        return float(weights @ square @ weights - 2 * (weights @ towards))
+
+    return min(strengths, key=costs)
 
 
 def cost(measures: Mapping[str, float]) -> float:
@@ -137,15 +199,14 @@ class Gathered:
     unseen: Moments
 
     def __add__(self, other: Gathered) -> Gathered:
-        return Gathered(self.fit + other.fit, self.unseen + other.unseen)
+        fit = self.fit + other.fit
+        alike = self.unseen is self.fit and other.unseen is other.fit
+        return Gathered(fit, fit if alike else self.unseen + other.unseen)
 
     def tensors(self) -> dict[str, Tensor]:
         """For a file; float64."""
-        return {
-            f"{part}.{name}": torch.as_tensor(value, dtype=torch.float64)
-            for part, moments in (("fit", self.fit), ("unseen", self.unseen))
-            for name, value in vars(moments).items()
-        }
+        parts = {"fit": self.fit} if self.unseen is self.fit else {"fit": self.fit, "unseen": self.unseen}
+        return {f"{part}.{name}": value for part, held in parts.items() for name, value in held.tensors().items()}
 
 
 @dataclass(frozen=True)
@@ -169,6 +230,8 @@ class UCE:
     """how many contexts a concept is placed in"""
     preserve_prompts: int = 400
     """how many prompts of neighbours hold the rest in place"""
+    padding: int = 4
+    """how many positions behind a prompt's end are computed; the last one stands for all that follow"""
     bare: bool = False
     """the published form: the bare name, without templates and contexts, and only what is listed to preserve"""
 
@@ -176,8 +239,9 @@ class UCE:
         object.__setattr__(self, "tokens", Tokens(self.tokens))
         if self.ridge <= 0 or (self.strength is not None and self.strength <= 0):
             raise ValueError(f"ridge and strength must be positive, got {self.ridge} and {self.strength}")
-        if self.contexts < 1 or self.preserve_prompts < 0 or (self.rank is not None and self.rank < 1):
-            raise ValueError("contexts and rank must be at least 1, preserve_prompts at least 0")
+        least = self.contexts, self.padding, 1 if self.rank is None else self.rank
+        if min(least) < 1 or self.preserve_prompts < 0:
+            raise ValueError("contexts, padding and rank must be at least 1, preserve_prompts at least 0")
 
     def edit(self, model: Model, concepts: Sequence[Concept], run: Run = Run()) -> Edit:
         """Move every concept onto its anchor on the text stream, its neighbours held in place."""
@@ -193,22 +257,22 @@ class UCE:
             if target.ids == anchor.ids:
                 told = f"{concept.target!r} and its anchor {concept.anchor!r} are the same tokens"
                 raise InputError(f"{told}; name another anchor.")
-            fit = of_pairs(model, [(target, anchor)], self.tokens)
+            fit = of_pairs(model, [(target, anchor)], self.tokens, model.length)
         else:
-            fit = of_pairs(model, concept_prompts(model, concept, self.contexts), self.tokens)
+            fit = of_pairs(model, concept_prompts(model, concept, self.contexts), self.tokens, self.padding)
         if not self.checked:
             return Gathered(fit, fit)
-        return Gathered(fit, of_pairs(model, concept_prompts(model, concept, self.contexts, part=1), self.tokens))
+        prompts = concept_prompts(model, concept, self.contexts, part=1)
+        return Gathered(fit, of_pairs(model, prompts, self.tokens, self.padding))
 
     def regathered(self, tensors: dict[str, Tensor]) -> Gathered:
         """What `Gathered.tensors` returned, read back."""
-        fit, unseen = (
-            Moments(
-                tensors[f"{part}.CC"], tensors[f"{part}.MC"], float(tensors[f"{part}.way"]), int(tensors[f"{part}.n"])
-            )
-            for part in ("fit", "unseen")
-        )
-        return Gathered(fit, unseen)
+        parts: dict[str, dict[str, Tensor]] = {"fit": {}, "unseen": {}}
+        for key, tensor in tensors.items():
+            part, _, name = key.partition(".")
+            parts[part][name] = tensor
+        fit = Moments.read(parts["fit"])
+        return Gathered(fit, Moments.read(parts["unseen"]) if parts["unseen"] else fit)
 
     @property
     def checked(self) -> bool:
@@ -250,6 +314,6 @@ class UCE:
         """Of what must stay; part 1 has other contexts than part 0."""
         if not self.bare:
             groups = preserved_groups(model, concepts, self.preserve_prompts, part)
-            return of_kept(model, groups, self.tokens)
+            return of_kept(model, groups, self.tokens, self.padding)
         names = distinct(without((p for c in concepts for p in c.preserve), *(c.target for c in concepts)))
         return Kept.of(columns(model, [read(model, "{target}", p) for p in names], self.tokens))
