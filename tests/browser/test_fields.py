@@ -111,7 +111,7 @@ def test_unfolded_in_the_first_moment_of_a_page(page):
         page.reload()
         expect(page.locator("#erase-pictures input")).to_be_visible()
         page.wait_for_timeout(SETTLED)
-    assert folds(page) == dict.fromkeys(FOLDS, ["true", True])
+    assert folds(page) == {name: ["true", True] for name in FOLDS}
 
 
 def test_a_fold_is_open_until_it_is_closed(page):
