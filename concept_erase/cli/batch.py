@@ -115,7 +115,10 @@ def batch(
 
         plan = estimate(listing, job, out, count)
         _show_plan(plan, job, count)
-        event(event="plan", concepts=plan.concepts, joint=plan.joints, seconds=plan.seconds, bytes=plan.disk)
+        event(
+            event="plan", concepts=plan.concepts, joint=plan.joints, pictures=plan.pictures, seconds=plan.seconds,
+            bytes=plan.disk,
+        )  # fmt: skip
         event(event="done", folder=str(out))
         return
     with _logged(out), telling() as progress:
@@ -207,7 +210,8 @@ def _show_plan(plan: Estimate, job: Job, workers: int) -> None:
     table.add_row("base", escape(job.model or "the embedded generator"))
     settings = ", ".join(f"{k}={v}" for k, v in job.settings.items())
     table.add_row("method", escape(job.method + (f" ({settings})" if settings else "")))
-    scored = f"{job.pictures} pictures of each group before and after" if job.pictures else "not scored"
+    groups = f"{job.pictures} pictures of each group before and after"
+    scored = f"{groups}, at most {plan.pictures:,} in all" if job.pictures else "not scored"
     table.add_row("adapters", f"{plan.concepts:,} and {plan.joints} joint; {scored}")
     disk = f"about {_size(plan.disk)} ({_size(plan.adapter)} an adapter), {_size(plan.free)} free"
     table.add_row("disk", disk if plan.adapter else "not known")
