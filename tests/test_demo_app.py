@@ -347,9 +347,29 @@ def test_texts_of_users_are_never_options(tmp_path):
     finally:
         studio.queue._lock_file.release()
     assert line[line.index("--") + 1 :] == ['"--out=/tmp/x"']
-    assert "--anchor=--model" in line
+    assert '--anchor="--model"' in line
     assert '--preserve="--half"' in line
     assert "--set=rank=none" in line
+
+
+@pytest.fixture
+def idle(tmp_path):
+    """A studio whose queue takes jobs and works on none."""
+    studio = Studio(tmp_path / "idle", defaults=Defaults(pictures=0))
+    studio.queue.close()
+    return studio
+
+
+def test_a_name_that_holds_a_comma_is_asked_about_once(idle):
+    for fields in ({"anchor": "dog, bird"}, {"preserve": ["dog, bird"]}):
+        with pytest.raises(InputError, match="reads like 2 names"):
+            idle.erase(["cat"], **fields)
+    names = {"targets": ['"Doe, John"'], "preserve": ['"Roe, Jane"'], "anchor": '"plain, simple"'}
+    job = idle.erase(**names)
+    assert [job.arguments[name] for name in names] == [["Doe, John"], ["Roe, Jane"], "plain, simple"]
+    again = idle.firmer(job.id, 60)
+    assert again.arguments == {**job.arguments, "pictures": 60}
+    assert {'--anchor="plain, simple"', '--preserve="Roe, Jane"', '"Doe, John"'} <= set(idle.command(again))
 
 
 def test_it_stops_cleanly_and_goes_on(tmp_path):

@@ -96,10 +96,12 @@ def batch(
 
     Run the same command again to go on where it was interrupted. Exit code 1 means that some rows failed.
     """
+    from concept_erase import typed
     from concept_erase.lists import read_list
     from concept_erase.schema import Job, build
 
-    listing = read_list(file, defaults={"kind": kind, "anchor": anchor})
+    becomes = typed.single(anchor, "--anchor", shell=True)
+    listing = read_list(file, defaults={"kind": kind, "anchor": becomes})
     values = {
         "model": model, "method": method, "settings": settings_from(setting), "pictures": n, "scorer": scorer,
         "steps": steps, "guidance": guidance, "half": half, "joint": joint, "strict": strict, "force": force,
