@@ -7,6 +7,7 @@ that a LoRA was put on add no level.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,6 +46,16 @@ def walk(module: torch.nn.Module, path: str = "") -> Iterator[tuple[str, torch.n
     yield path, module
     for name, child in module.named_children():
         yield from walk(child, f"{path}.{name}" if path else name)
+
+
+def matching(component: str, module: torch.nn.Module, pattern: str) -> list[str]:
+    """Canonical paths of all that has a matrix of weights in a component and whose path a pattern finds, sorted."""
+    named = ((live_to_canonical(component, name), inner) for name, inner in walk(module))
+    return sorted(
+        f"{component}.{name}"
+        for name, inner in named
+        if re.search(pattern, name) and getattr(inner, "weight", None) is not None and inner.weight.ndim == 2
+    )
 
 
 def unwrapped(module: Any) -> Any:
