@@ -85,6 +85,23 @@
 		return [[looked]];
 	};
 
+	// When this page was last open, by the server's clock; it tells what ended since.
+	const read = () => Number(localStorage.getItem("ce-seen")) || 0;
+	window.ceSeen = () => String(read());
+	let began = null;
+	setInterval(() => {
+		const now = Number(document.querySelector("#jobs-missed [data-now]")?.dataset.now);
+		if (!now) return;
+		began ??= performance.now();
+		localStorage.setItem("ce-seen", String(Math.max(read(), now + (performance.now() - began) / 1000)));
+	}, 1000);
+	on("click", ".ce-missed", (button) => {
+		window.ceOpen = button.dataset.open;
+		document.getElementById("tab-library-button").click();
+		document.getElementById("library-open").click();
+		button.closest("li").hidden = true;
+	});
+
 	// When work is done, bring its first sentence into view.
 	const calm = matchMedia("(prefers-reduced-motion: reduce)");
 	window.ceGoTo = (id) =>
