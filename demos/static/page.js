@@ -99,7 +99,9 @@
 		window.ceOpen = button.dataset.open;
 		document.getElementById("tab-library-button").click();
 		document.getElementById("library-open").click();
-		button.closest("li").hidden = true;
+		const told = button.closest("section");
+		button.closest("li").remove();
+		if (!told.querySelector("li")) told.hidden = true;
 	});
 
 	// When work is done, bring its first sentence into view.
