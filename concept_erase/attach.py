@@ -8,7 +8,6 @@ loaded into compares its weights with it before every picture.
 from __future__ import annotations
 
 import math
-import re
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from concept_erase.adapter import Adapter
 from concept_erase.errors import BaseMismatchError, ErasureLostError, InputError, NumericalError
 from concept_erase.families import Family
 from concept_erase.identity import Identity, identity, sketch_of
-from concept_erase.layers import Kept, canonical_to_live, live_to_canonical, unwrapped
+from concept_erase.layers import Kept, canonical_to_live, matching, unwrapped
 from concept_erase.lowrank import LowRank, concatenate
 
 TOLERANCE = 0.25  # of an edit: half precision loses up to 5% of it, a layer without it 100%
@@ -260,11 +259,7 @@ def _streams(pipe: Any, family: Family) -> Iterator[tuple[str, Kept]]:
         module = _all_components(pipe).get(site.component)
         if module is None:
             continue
-        names = [n.removesuffix(".base_layer") for n, _ in module.named_modules()]
-        found = {
-            f"{site.component}.{live_to_canonical(site.component, n)}" for n in names if re.search(site.pattern, n)
-        }
-        for path in sorted(found):
+        for path in matching(site.component, module, site.pattern):
             yield path, _kept(module, path)
 
 

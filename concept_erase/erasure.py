@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +17,15 @@ import torch
 from concept_erase import __version__, anchors, knowledge, methods, operators, words
 from concept_erase.adapter import Adapter, identity, refuse_another, remove_older
 from concept_erase.concepts import Concept, Kind, check_together
-from concept_erase.errors import BusyError, ConceptEraseError, InputError, MissingModelError, OutputError
+from concept_erase.errors import (
+    BusyError,
+    ConceptEraseError,
+    InputError,
+    MissingModelError,
+    NumericalError,
+    OutputError,
+    ResourceError,
+)
 from concept_erase.files import atomic_write
 from concept_erase.generate import Sampling, generate
 from concept_erase.knowledge import Knowledge
@@ -28,6 +37,7 @@ from concept_erase.scores import Judges, Scores, Shot, plan, score
 from concept_erase.statistics import Estimate, rate
 
 Progress = Callable[[int, int, str], None]
+_OF_THE_MACHINE = re.compile(r"out of memory|not enough memory|can't allocate memory|CUDA error|NCCL|cuDNN", re.I)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +52,7 @@ class Erasure:
         files: What was written, by role; empty without `out`.
         operator: Of a closed form, the operator on the text stream that the changes are folded from.
         knowledge: Of each concept, whether the base knew it at all.
+        score_again: Whether it is not scored for a reason of the machine, which may be another one next time.
     """
 
     adapter: Adapter
@@ -52,6 +63,7 @@ class Erasure:
     files: dict[str, Path]
     operator: LowRank | None = None
     knowledge: tuple[Knowledge, ...] = ()
+    score_again: bool = False
 
     def report(self) -> dict[str, Any]:
         """Everything that `report.json` holds."""
@@ -68,6 +80,7 @@ class Erasure:
             "knowledge": [k.as_dict() for k in self.knowledge],
             "scores": self.scores.as_dict() if self.scores else None,
             "not_scored": self.unscored,
+            **({"score_again": True} if self.score_again else {}),
             "notes": list(self.notes),
             "files": {role: path.name for role, path in self.files.items()},
             "bytes": {p.name: p.stat().st_size for role, p in self.files.items() if role not in ("report", "pictures")},
@@ -165,7 +178,11 @@ class Work:
         self.base = model.base
         self.knowledge: tuple[Knowledge, ...] = ()
         self.drawn: dict[tuple[str, int], Any] = {}
-        self.judges, self.unscored = _judges(model, concepts, scorer) if n > 0 else (None, "scoring was switched off")
+        self.judges: Judges | None = None
+        self.unscored: str | None = "scoring was switched off"
+        self.score_again = False
+        if n > 0:
+            self._judge(concepts)
 
     def key(self, concepts: Sequence[Concept]) -> str:
         """SHA-256 of all that an edit depends on: another concept, setting, base or version has another one."""
@@ -189,7 +206,7 @@ class Work:
                     self.model, self.judges, concepts, self.n, sampling=self.sampling, progress=self.progress
                 )
             except Exception as error:
-                self.judges, self.unscored = None, _reason(error)
+                self.judges, self.unscored, self.score_again = None, _reason(error), passing(error)
                 found = knowledge.unasked(concepts, self.unscored)
         self.knowledge, self.drawn = tuple(found.found), found.drawn
         if not force:
@@ -232,7 +249,8 @@ class Work:
             edit.changes, self.model.family, tuple(concepts), method or self.method.name, self.settings, self.base
         )
         told = (*notes, *edit.notes)
-        return Erasure(adapter, None, self.unscored, told, edit.measures, {}, edit.operator, self.knowledge)
+        erasure = Erasure(adapter, None, self.unscored, told, edit.measures, {}, edit.operator, self.knowledge)
+        return replace(erasure, score_again=self.score_again)
 
     def scored(self, erasure: Erasure) -> Erasure:
         """With scores; where scoring fails, with the reason: that never costs an adapter."""
@@ -242,8 +260,23 @@ class Work:
         try:
             scores = score(self.model, erasure.adapter, **how, drawn=self.drawn, progress=self.progress)
         except Exception as error:
-            return replace(erasure, unscored=_reason(error))
-        return replace(erasure, scores=scores)
+            return replace(erasure, unscored=_reason(error), score_again=passing(error))
+        return replace(erasure, scores=scores, unscored=None, score_again=False)
+
+    def _judge(self, concepts: Sequence[Concept]) -> None:
+        """Have judges, or the reason why there are none."""
+        if self.model.undrawable:
+            self.unscored = self.model.undrawable.rstrip(".")
+            return
+        try:
+            self.judges, self.unscored = Judges(self.model, concepts, self.scorer), None
+        except MissingModelError as error:  # one that was named may be there or reachable another time
+            self.unscored, self.score_again = str(error), self.scorer is not None
+        except ImportError as error:
+            told = f"the scorer's packages cannot be imported ({error}); install open-clip-torch with its torchvision"
+            self.unscored, self.score_again = told, True
+        except Exception as error:
+            self.unscored, self.score_again = _reason(error), passing(error)
 
     def _own_rate(self, concept: Concept, name: str, prompts: Sequence[str]) -> Estimate:
         """Draws pictures of a candidate anchor and counts how many are taken for the concept."""
@@ -257,17 +290,14 @@ class Work:
         return rate(sum(same_name(t, concept.target) for t in taken), len(taken))
 
 
-def _judges(model: Model, concepts: Sequence[Concept], scorer: str | None) -> tuple[Judges | None, str | None]:
-    if model.undrawable:
-        return None, model.undrawable.rstrip(".")
-    try:
-        return Judges(model, concepts, scorer), None
-    except MissingModelError as error:
-        return None, str(error)
-    except ImportError as error:
-        return None, f"the scorer's packages cannot be imported ({error}); install open-clip-torch with its torchvision"
-    except Exception as error:
-        return None, _reason(error)
+def passing(error: Exception) -> bool:
+    """Whether an error is of the machine as it was (memory, disk, network), and not of the concept or the base."""
+    if isinstance(error, InputError | NumericalError):
+        return False
+    if isinstance(error, ResourceError | BusyError | MissingModelError | MemoryError | OSError | ImportError):
+        return True
+    # torch has a class of its own for a GPU's memory alone.
+    return isinstance(error, RuntimeError) and bool(_OF_THE_MACHINE.search(str(error)))
 
 
 def _reason(error: Exception) -> str:

@@ -107,6 +107,24 @@ def identity(weights: Mapping[str, Tensor]) -> Identity:
     )
 
 
+def alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two records are of one base within rounding, neither base being at hand.
+
+    How large the weights are is estimated from the sketch, and rounding from the float types alone, for weights that
+    are no smaller than a type's normal numbers.
+    """
+    if one.get("hash") == other.get("hash"):
+        return True
+    sketch = one.get("sketch")
+    if not isinstance(sketch, list) or not _is_sketch(sketch, len(sketch)):
+        return False
+    size = math.sqrt(sum(x * x for x in sketch)) or 1.0
+    # Mantissas are about even between 1 and 2, so numbers are about sqrt(7/3) times the power of two beneath them.
+    rounding = {name: torch.finfo(getattr(torch, name)).eps / math.sqrt(12 * 7 / 3) for name in FLOATS}
+    known = Identity(str(one.get("hash")), str(one.get("dtype")), tuple(sketch), size, rounding)
+    return known.difference(other) is None
+
+
 def sketch_of(changes: Mapping[str, LowRank], paths: Iterable[str]) -> Tensor:
     """What an edit adds to the sketch over the layers `paths`: (NUMBERS x layers,) float64."""
     numbers = []

@@ -7,6 +7,7 @@ that a LoRA was put on add no level.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,6 +48,16 @@ def walk(module: torch.nn.Module, path: str = "") -> Iterator[tuple[str, torch.n
         yield from walk(child, f"{path}.{name}" if path else name)
 
 
+def matching(component: str, module: torch.nn.Module, pattern: str) -> list[str]:
+    """Canonical paths of all that has a matrix of weights in a component and whose path a pattern finds, sorted."""
+    named = ((live_to_canonical(component, name), inner) for name, inner in walk(module))
+    return sorted(
+        f"{component}.{name}"
+        for name, inner in named
+        if re.search(pattern, name) and getattr(inner, "weight", None) is not None and inner.weight.ndim == 2
+    )
+
+
 def unwrapped(module: Any) -> Any:
     """A component beneath what was put around it as a whole: torch.compile, DataParallel, PEFT and their kin.
 
@@ -79,11 +90,11 @@ def tensor(module: torch.nn.Module, name: str) -> torch.Tensor:
     held = getattr(module, name)
     if held.device.type != "meta":
         return held.detach()
-    hook: Any = getattr(module, "_hf_hook", None)
-    for one in getattr(hook, "hooks", (hook,)):
-        if getattr(one, "weights_map", None) is not None:
-            return one.weights_map[name].detach()
-    raise InputError(f"{OFFLOADED}; erase before offloading.")
+    place, key = _place(module, name)
+    kept = place.get(key)
+    if kept is None:
+        raise InputError(f"{OFFLOADED}; erase before offloading.")
+    return kept.detach()
 
 
 OFFLOADED = "the pipeline's weights are offloaded to where they cannot be read"
@@ -173,7 +184,7 @@ class Kept:
             )
         weight = parameter.data
         if parameter.is_meta:
-            place, key = self._place()
+            place, key = _place(self.layer, "weight")
             weight = place.get(key)
             if weight is None:
                 raise InputError(f"{self.path} is offloaded out of reach; do this before offloading the pipeline.")
@@ -188,19 +199,19 @@ class Kept:
         if not self.layer.weight.is_meta:
             self.layer.weight.data = value
             return
-        place, key = self._place()
+        place, key = _place(self.layer, "weight")
         if not isinstance(place, dict):
             raise InputError(f"{self.path} is offloaded out of reach; do this before offloading the pipeline.")
         place[key] = value
 
-    def _place(self) -> tuple[Any, str]:
-        """Where accelerate's hook takes an offloaded weight from, beneath views and files on disk; {} if unknown."""
-        hook: Any = getattr(self.layer, "_hf_hook", None)
-        maps = (getattr(h, "weights_map", None) for h in getattr(hook, "hooks", (hook,)))
-        place: Any = next((m for m in maps if m is not None), {})
-        key = "weight"
-        while hasattr(place, "dataset") and hasattr(place, "prefix"):
-            place, key = place.dataset, f"{place.prefix}{key}"
-        if hasattr(place, "state_dict") and key in place.state_dict:  # what is in memory goes before what is on disk
-            place = place.state_dict
-        return place, key
+
+def _place(module: torch.nn.Module, key: str) -> tuple[Any, str]:
+    """Where accelerate's hook takes an offloaded tensor from, beneath views and files on disk; {} if unknown."""
+    hook: Any = getattr(module, "_hf_hook", None)
+    maps = (getattr(h, "weights_map", None) for h in getattr(hook, "hooks", (hook,)))
+    place: Any = next((m for m in maps if m is not None), {})
+    while hasattr(place, "dataset") and hasattr(place, "prefix"):
+        place, key = place.dataset, f"{place.prefix}{key}"
+    if hasattr(place, "state_dict") and key in place.state_dict:  # what is in memory goes before what is on disk
+        place = place.state_dict
+    return place, key

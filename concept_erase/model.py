@@ -8,7 +8,7 @@ import json
 import re
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -27,7 +27,7 @@ from concept_erase.layers import (
     Kept,
     canonical_to_live,
     linear,
-    live_to_canonical,
+    matching,
     on_disk,
     refuse_loras,
     tensor,
@@ -96,9 +96,11 @@ class Model:
             InputError: the model has none.
         """
         if site not in self._paths:
-            pattern = re.compile(site.pattern)
-            names = self._linears(site.component)
-            found = sorted({f"{site.component}.{name}" for name in names if pattern.search(name)})
+            if self._stored(site.component):
+                names = self._disk.unet_streams()
+                found = sorted({f"{site.component}.{name}" for name in names if re.search(site.pattern, name)})
+            else:
+                found = matching(site.component, self.component(site.component), site.pattern)
             if not found:
                 raise InputError(
                     f"no editable layers match {site.pattern!r} in {site.component} of {self.name}; "
@@ -143,15 +145,6 @@ class Model:
             if not weight.isfinite().all():
                 raise NumericalError(f"the weights of {path} in {self.name} hold NaN or Inf; use an intact checkpoint.")
             self._weights[path] = weight
-
-    def _linears(self, component: str) -> Iterator[str]:
-        """Paths, inside a component, of everything that has a matrix of weights."""
-        if self._stored(component):
-            yield from self._disk.unet_streams()
-            return
-        for name, module in walk(self.component(component)):
-            if getattr(module, "weight", None) is not None and module.weight.ndim == 2:
-                yield live_to_canonical(component, name)
 
     def _stored(self, component: str) -> bool:
         """Whether a component is read from its files, without building it."""
@@ -440,8 +433,9 @@ def open_model(source: Source = None) -> Model:
     """See a generator as layers and text streams.
 
     Args:
-        source: None for the embedded generator, a live diffusers pipeline, a folder, or a hub name. A hub name is
-            looked up in the local cache first; only the files a closed-form edit needs are fetched.
+        source: None for the embedded generator, a live diffusers pipeline (of any class whose parts have the layers of
+            a family), a folder, or a hub name. A hub name is looked up in the local cache first; only the files a
+            closed-form edit needs are fetched.
     Raises:
         InputError: the family is not supported, or the source is a file.
         MissingModelError: the folder is incomplete, or the hub name is neither cached nor reachable.
@@ -496,9 +490,29 @@ def _from_folder(checkpoint: Checkpoint, hub_name: str | None = None) -> Model:
     )
 
 
+def _family_of(pipe: Any) -> Family:
+    """Of a live pipeline: by the name of its class, or of any other by the layers that its parts have.
+
+    Raises:
+        InputError: it is of no family.
+    """
+    names = [c.__name__ for c in type(pipe).__mro__]
+    for family in FAMILIES.values():
+        if set(names) & set(family.pipelines):
+            return family
+    for family in FAMILIES.values():
+        parts = {name: unwrapped(getattr(pipe, name, None)) for name in {site.component for site in family.sites}}
+        if all(
+            isinstance(parts[site.component], torch.nn.Module)
+            and matching(site.component, parts[site.component], site.pattern)
+            for site in family.sites
+        ):
+            return family
+    return family_of(type(pipe).__name__)
+
+
 def _from_live(pipe: Any) -> Model:
-    known = [c.__name__ for c in type(pipe).__mro__ if any(c.__name__ in f.pipelines for f in FAMILIES.values())]
-    family = family_of(known[0] if known else type(pipe).__name__)
+    family = _family_of(pipe)
     origin = str(getattr(pipe, "name_or_path", "") or "pipeline")
     name, revision = base_name(origin)
     folder = Path(origin)

@@ -47,24 +47,42 @@ def names(texts: Sequence[str], field: str, *, shell: bool = False) -> tuple[lis
     Raises:
         InputError: a text reads like several names, or several texts like one name.
     """
-    found = []
-    for text in texts:
-        bare = text.strip()
-        if len(bare) > 2 and bare[0] == bare[-1] == '"' and bare[1:-1].strip():
-            found.append(bare[1:-1])
-            continue
-        parts = several(text)
-        if len(parts) > 1 and text not in known():
-            listed = ", ".join(map(repr, parts[:5])) + (" and more" if len(parts) > 5 else "")
-            option = f"{field} " if field.startswith("--") else ""
-            apart = " ".join(option + shlex.quote(part) for part in parts[:5]) if shell else "one by one"
-            whole = shlex.quote(one(bare)) if shell else one(bare)
-            raise InputError(
-                f"{field} {text[:100]!r} reads like {len(parts):,} names ({listed}). If they are several, give them "
-                f"apart: {apart}; if it is one name, in double quotes: {whole}."
-            )
-        found.append(text)
+    found = [_taken(text, field, shell=shell, several_fit=True) for text in texts]
     return found, _of_words(texts) if shell and not field.startswith("--") else []
+
+
+def single(text: str | None, field: str, *, shell: bool = False) -> str | None:
+    """The name in a field that takes one, under the same rule; None where nothing was typed.
+
+    Raises:
+        InputError: the text reads like several names.
+    """
+    if text is None or not text.strip():
+        return None
+    return _taken(text, field, shell=shell, several_fit=False)
+
+
+def _taken(text: str, field: str, *, shell: bool, several_fit: bool) -> str:
+    """The name that a text is, without double quotes of its own.
+
+    Raises:
+        InputError: it reads like several.
+    """
+    bare = text.strip()
+    if len(bare) > 2 and bare[0] == bare[-1] == '"' and bare[1:-1].strip():
+        return bare[1:-1]
+    parts = several(text)
+    if len(parts) == 1 or text in known():
+        return text
+    listed = ", ".join(map(repr, parts[:5])) + (" and more" if len(parts) > 5 else "")
+    option = f"{field} " if field.startswith("--") else ""
+    apart = " ".join(option + shlex.quote(part) for part in parts[:5]) if shell else "one by one"
+    remedy = f"If they are several, give them apart: {apart}" if several_fit else "It takes one: choose one of them"
+    whole = shlex.quote(one(bare)) if shell else one(bare)
+    raise InputError(
+        f"{field} {text[:100]!r} reads like {len(parts):,} names ({listed}). {remedy}; if it is one name, in double "
+        f"quotes: {whole}."
+    )
 
 
 def _of_words(texts: Sequence[str]) -> list[str]:

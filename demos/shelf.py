@@ -31,7 +31,7 @@ def compose(studio: Studio, keys: object) -> Item:
     """
     chosen = sorted(studio.library.some(keys, least=2), key=lambda item: item.id)
     adapters = [item.adapter() for item in chosen]
-    if len({(a.family.name, a.base.get("hash")) for a in adapters}) > 1:
+    if not _of_one_base(adapters):
         listed = "; ".join(f"{item.title}: {item.base}" for item in chosen)
         raise InputError(f"these adapters are for different generators ({listed}); choose those of one.")
     targets = [name for item in chosen for name in item.targets]
@@ -43,7 +43,7 @@ def compose(studio: Studio, keys: object) -> Item:
     folder = studio.root / "erasures" / file_name(targets, also=[a.digest for a in adapters])
     if not (folder / "report.json").is_file():
         titles = [item.title for item in chosen]
-        if chosen[0].base == embedded.NAME:
+        if any(item.base == embedded.NAME for item in chosen):
             studio.generators.on("", lambda model: _written(studio, model, folder, adapters, titles))
         else:
             _written(studio, None, folder, adapters, titles)
@@ -51,6 +51,14 @@ def compose(studio: Studio, keys: object) -> Item:
     if item is None:
         raise OutputError(f"the composed adapter could not be written to {folder}; free space.")
     return item
+
+
+def _of_one_base(adapters: Sequence[Adapter]) -> bool:
+    """Whether all are for one generator, within rounding, as it is when they are loaded."""
+    from concept_erase.identity import alike
+
+    first = adapters[0]
+    return all(a.family.name == first.family.name and alike(first.base, a.base) for a in adapters)
 
 
 def _written(
@@ -119,7 +127,7 @@ def source_of(items: Sequence[Item], chosen: object, *, local: bool) -> str:
         InputError: they are for different ones.
     """
     names = {item.base for item in items}
-    if len(names) != 1:
+    if len(names) != 1 and not _of_one_base([item.adapter() for item in items]):
         raise InputError(f"these adapters are for different generators ({', '.join(sorted(names))}).")
-    name = names.pop()
+    name = embedded.NAME if embedded.NAME in names else min(names)
     return check_source(name if name == embedded.NAME or HUB_NAME.fullmatch(name) else chosen, local=local)

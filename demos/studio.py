@@ -124,7 +124,7 @@ class Studio:
             raise InputError("nothing to forget was named; pick or type at least one concept.")
         names, _ = typed.names(names, "what to forget:")
         kept, _ = typed.names(texts(preserve, "what must stay", MOST_PRESERVED), "what must stay:")
-        anchor = anchor if isinstance(anchor, str) and anchor.strip() else None
+        anchor = typed.single(anchor, "what it becomes:") if isinstance(anchor, str) else None
         entries = [build(Entry, {"target": n, "kind": kind, "anchor": anchor, "preserve": kept}) for n in names]
         concepts, _ = check_together([entry.concept for entry in entries])
         chosen = self.settings(method, settings, pictures, steps, model, scorer, half)
@@ -162,7 +162,11 @@ class Studio:
         job = self.queue.get(key)  # type: ignore[arg-type]
         if job.what != "erase":
             raise InputError("this was no erasure; choose one from your library.")
-        return self.erase(**{k: v for k, v in job.arguments.items() if k != "content"} | {"pictures": pictures})
+        asked = {k: v for k, v in job.arguments.items() if k != "content"} | {"pictures": pictures}
+        # These were asked about when they were typed.
+        asked |= {name: [typed.one(each) for each in asked[name]] for name in ("targets", "preserve")}
+        asked["anchor"] = typed.one(asked["anchor"]) if asked["anchor"] else None
+        return self.erase(**asked)
 
     def settings(
         self,
@@ -224,7 +228,7 @@ class Studio:
             *(["--half"] if a["half"] else []), *(["--force"] if a.get("force") else []),
         ]  # fmt: skip
         if job.what == "erase":
-            own = [f"--kind={a['kind']}", *([f"--anchor={a['anchor']}"] if a["anchor"] else [])]
+            own = [f"--kind={a['kind']}", *([f"--anchor={typed.one(a['anchor'])}"] if a["anchor"] else [])]
             own += [f"--preserve={typed.one(p)}" for p in a["preserve"]]
             return ["erase", *shared, *own, "--", *map(typed.one, a["targets"])]
         return ["batch", *shared, "--", str(self.root / a["list"])]

@@ -32,6 +32,14 @@ TWEMOJI = Concept("twemoji", anchor="fluent", preserve=("noto", "openmoji", "blo
 # Settings that keep any method quick on the tiny generator; each is used where a method has a setting of that name.
 QUICK = {"steps": 60, "contexts": 6, "preserve_prompts": 60}
 
+# Files that take the longest, which begin first, so that at the end no worker waits for another. Those of the demo come
+# before all others: its browser and its process live as long as one of its tests is next.
+LONGEST = (
+    "browser/test_library.py", "browser/test_erase.py", "browser/test_screenshots.py", "browser/test_style.py",
+    "browser/test_restart.py", "test_batch_kill.py", "test_embedded.py", "test_batch_signals.py", "test_readme.py",
+    "test_ray.py", "test_demo_app.py",
+)  # fmt: skip
+
 settings.register_profile("suite", max_examples=25, deadline=None, derandomize=True)
 settings.load_profile("suite")
 
@@ -40,10 +48,19 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts what 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # would inherit it, and never hear of the Ctrl-C of a test
 
 
+def pytest_collection_modifyitems(items) -> None:
+    places = {ROOT / "tests" / name: number for number, name in enumerate(LONGEST)}
+    browser = ROOT / "tests" / "browser"
+    items.sort(key=lambda item: (browser not in item.path.parents, places.get(item.path, len(places))))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory):
+    base = tmp_path_factory.getbasetemp()
+    # Each worker has a folder of its own in that of the run: the pictures of the bases are drawn once for all of them.
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CONCEPT_ERASE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("CONCEPT_ERASE_CACHE", str(shared / "cache"))
         patch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch")))
         yield
 

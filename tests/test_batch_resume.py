@@ -14,9 +14,17 @@ from conftest import no_space, untouched
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-from concept_erase import erase_list
+from concept_erase import erase_list, erasure, generate
 from concept_erase.batch import runner, units
-from concept_erase.errors import BusyError, OutputError
+from concept_erase.errors import (
+    BaseMismatchError,
+    BusyError,
+    InputError,
+    MissingModelError,
+    NumericalError,
+    OutputError,
+    ResourceError,
+)
 from concept_erase.lists import Listing
 
 
@@ -355,6 +363,91 @@ def test_a_read_only_folder_is_an_output_error(copy, base_folder):
             erase_list(listed("blob", *ROWS), job_of(base_folder), copy)
     finally:
         copy.chmod(0o755)
+
+
+# -- what the machine could not score ------------------------------------------------------------------------------
+
+SCORED = ({"target": "twemoji", "anchor": "fluent"}, {"target": "Turner", "anchor": "art"})
+
+
+def refusing(monkeypatch, error: Exception) -> None:
+    """No picture can be drawn, and none is taken from a cache."""
+
+    def draw(*_: object) -> list:
+        raise error
+
+    monkeypatch.setattr(generate, "_draw", draw)
+
+
+@pytest.fixture
+def scored_job(base_folder, scorer_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("CONCEPT_ERASE_CACHE", str(tmp_path / "cache"))
+    return job_of(base_folder, scorer=str(scorer_folder), pictures=2, steps=1, force=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (ResourceError("memory does not suffice"), True),
+        (torch.OutOfMemoryError("CUDA out of memory."), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 7 bytes."), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), True),
+        (MemoryError(), True),
+        (OSError(28, "No space left on device"), True),
+        (OutputError("the disk is full"), True),
+        (ImportError("No module named 'open_clip'"), True),
+        (MissingModelError("the scorer cannot be reached"), True),
+        (InputError("the prompt is too long"), False),
+        (BaseMismatchError("another base"), False),
+        (NumericalError("NaN"), False),
+        (RuntimeError("The size of tensor a (9) must match the size of tensor b (4)"), False),
+        (KeyError("sample_size"), False),
+    ],
+    ids=repr,
+)
+def test_what_concerns_the_machine_passes(error, passes):
+    assert erasure.passing(error) is passes
+
+
+def test_what_the_machine_could_not_score_is_scored_by_the_next_run(scored_job, tmp_path, monkeypatch):
+    with monkeypatch.context() as short:
+        refusing(short, MemoryError())
+        first = erase_list(listed(*SCORED), scored_job, tmp_path / "out")
+    both = [*first["entries"], *first["joint"]]
+    assert [e["state"] for e in both] == ["done"] * 3
+    assert all(e["scores"] is None and "memory does not suffice" in e["not_scored"] for e in both)
+    assert not any("score_again" in e for e in both)
+    adapters = {n: s for n, s in stamps(tmp_path / "out").items() if n.endswith((".safetensors", ".operator"))}
+    second = erase_list(listed(*SCORED), scored_job, tmp_path / "out")
+    assert all(e["scores"] and e["not_scored"] is None for e in [*second["entries"], *second["joint"]])
+    after = stamps(tmp_path / "out")
+    assert {name: after[name] for name in adapters} == adapters  # kept, not made again
+    erase_list(listed(*SCORED), scored_job, tmp_path / "fresh")
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "fresh")
+    assert erase_list(listed(*SCORED), scored_job, tmp_path / "out") == second
+    assert stamps(tmp_path / "out") == after
+
+
+@pytest.mark.parametrize("again", [MemoryError(), ValueError("of the base")], ids=repr)
+def test_an_adapter_outlives_a_second_failure(scored_job, tmp_path, monkeypatch, again):
+    job = scored_job.model_copy(update={"joint": False})
+    refusing(monkeypatch, MemoryError())
+    before = erase_list(listed(SCORED[0]), job, tmp_path / "out")["entries"][0]
+    refusing(monkeypatch, again)
+    found = erase_list(listed(SCORED[0]), job, tmp_path / "out")["entries"][0]
+    assert adapter_in(tmp_path / "out", found).digest == adapter_in(tmp_path / "out", before).digest
+    report = json.loads((tmp_path / "out" / found["folder"] / "report.json").read_text())
+    assert report.get("score_again", False) is isinstance(again, MemoryError)
+    assert sum("not known" in note for note in found["notes"]) == 1
+
+
+def test_what_the_base_cannot_draw_stays_unscored(scored_job, tmp_path, monkeypatch):
+    refusing(monkeypatch, ValueError("of the base"))
+    first = erase_list(listed(SCORED[0]), scored_job, tmp_path / "out")
+    before = stamps(tmp_path / "out")
+    monkeypatch.undo()
+    assert erase_list(listed(SCORED[0]), scored_job, tmp_path / "out") == first
+    assert stamps(tmp_path / "out") == before
 
 
 def test_the_folder_of_another_process_is_left_alone(copy, base_folder):

@@ -20,7 +20,7 @@ from concept_erase import erase
 from concept_erase.concepts import Concept
 from concept_erase.errors import BusyError, InputError
 from concept_erase.methods import available, describe
-from demos import app, forms, guard, uploads
+from demos import app, forms, guard, results, uploads
 from demos.models import check_source, is_sensitive
 from demos.studio import Defaults, Studio
 from demos.view import esc
@@ -237,6 +237,31 @@ def test_an_erasure_by_api_and_what_comes_of_it(demo, client):
     assert both["id"] not in {item["id"] for item in client.predict(api_name="/library")}
 
 
+def test_what_is_not_known_is_refused_and_erased_all_the_same(demo, client):
+    """A name that nobody has: refused before any work; forced, it is made, and no score is called a success."""
+    asked = {"anchor": "fluent", "settings": {"contexts": 6, "preserve_prompts": 60}, "pictures": 2, "steps": 1}
+
+    def done(job):
+        deadline = time.monotonic() + 240
+        while (seen := client.predict(job["id"], api_name="/job"))["state"] in ("queued", "running"):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        return seen
+
+    first = done(client.predict(["Vrelm Quixby"], **asked, api_name="/erase"))
+    assert (first["state"], first["refused"], first["adapter"]) == ("failed", True, None)
+    assert "does not seem to know" in first["message"]
+    again = client.predict(["Vrelm Quixby"], **asked, force=True, api_name="/erase")
+    assert again["id"] != first["id"]
+    assert demo[0].studio.forced(first["id"]).id == again["id"]  # what the button "Erase it all the same" asks for
+    forced = done(again)
+    assert (forced["state"], forced["refused"]) == ("done", False), forced["message"]
+    item = demo[0].studio.library.get(forced["adapter"]["id"])
+    assert item.report["knowledge"][0]["state"] == "unknown"
+    assert item.report["scores"]["known"] is False
+    assert "does not seem to know" in results.words(item, "erase")
+
+
 def test_hostile_calls_get_a_clear_answer(client):
     refused(client, "Nothing to forget", [], api_name="/erase")
     refused(client, "blank", ["\u200b"], api_name="/erase")
@@ -347,9 +372,29 @@ def test_texts_of_users_are_never_options(tmp_path):
     finally:
         studio.queue._lock_file.release()
     assert line[line.index("--") + 1 :] == ['"--out=/tmp/x"']
-    assert "--anchor=--model" in line
+    assert '--anchor="--model"' in line
     assert '--preserve="--half"' in line
     assert "--set=rank=none" in line
+
+
+@pytest.fixture
+def idle(tmp_path):
+    """A studio whose queue takes jobs and works on none."""
+    studio = Studio(tmp_path / "idle", defaults=Defaults(pictures=0))
+    studio.queue.close()
+    return studio
+
+
+def test_a_name_that_holds_a_comma_is_asked_about_once(idle):
+    for fields in ({"anchor": "dog, bird"}, {"preserve": ["dog, bird"]}):
+        with pytest.raises(InputError, match="reads like 2 names"):
+            idle.erase(["cat"], **fields)
+    names = {"targets": ['"Doe, John"'], "preserve": ['"Roe, Jane"'], "anchor": '"plain, simple"'}
+    job = idle.erase(**names)
+    assert [job.arguments[name] for name in names] == [["Doe, John"], ["Roe, Jane"], "plain, simple"]
+    again = idle.firmer(job.id, 60)
+    assert again.arguments == {**job.arguments, "pictures": 60}
+    assert {'--anchor="plain, simple"', '--preserve="Roe, Jane"', '"Doe, John"'} <= set(idle.command(again))
 
 
 def test_it_stops_cleanly_and_goes_on(tmp_path):

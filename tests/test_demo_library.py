@@ -1,6 +1,7 @@
 """The demo's library: what lies in its folder, and nothing else."""
 
 import json
+import shutil
 import zipfile
 
 import pytest
@@ -116,6 +117,24 @@ def test_composing_refuses_what_does_not_go_together(studio, model):
     with pytest.raises(InputError, match="different generators"):
         shelf.compose(studio, [clash.id, other.id])
     assert len(studio.library.items()) == 4, "nothing was made"
+
+
+def test_adapters_of_a_rounded_base_go_together(studio, model, pipe, base_folder):
+    import torch
+
+    from concept_erase.model import open_model
+
+    first, second = put(studio, model, "noto", 1), put(studio, model, "blob", 2)
+    coarse = {**open_model(pipe.to(torch.bfloat16)).base, "name": "tiny-bf16"}
+    assert coarse["hash"] != model.base["hash"]
+    for item, base in ((first, model.base), (second, coarse)):
+        made = item.adapter()
+        shutil.rmtree(item.folder)
+        Adapter(made.changes, made.family, made.concepts, "uce", {}, base).save(item.folder)
+        (item.folder / "report.json").write_text(json.dumps({**item.report, "base": base}))
+    keys = [first.id, second.id]
+    assert sorted(shelf.compose(studio, keys).targets) == ["blob", "noto"]
+    assert len(shelf.measure(studio, keys, str(base_folder)).adapters) == 2
 
 
 def test_interference_is_measured_on_the_chosen_generator(studio, model, base_folder):

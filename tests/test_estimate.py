@@ -5,7 +5,7 @@ import pytest
 from batches import ROWS, SETTINGS, job_of, listed
 from conftest import python
 
-from concept_erase import erase_list
+from concept_erase import erase_list, knowledge, scores
 from concept_erase.batch.estimate import OVERHEAD, START, estimate
 from concept_erase.errors import InputError
 from concept_erase.model import open_model
@@ -65,6 +65,40 @@ def test_more_work_takes_longer_and_more_workers_less(base_folder, tmp_path, mon
     few, many = (seconds(base_folder, tmp_path, pictures=n) for n in (1, 50))
     assert plain < few < many
     assert many < seconds(base_folder, tmp_path, pictures=50, steps=50)
+
+
+def pictures(tmp_path, *rows, **changes) -> int:
+    """What is drawn at most for a list; the base need not be there."""
+    return estimate(listed(*rows), Job(**{"model": "nobody/nothing", "joint": False, **changes}), tmp_path, 1).pictures
+
+
+def test_the_first_look_and_its_nonsense_are_counted(tmp_path):
+    own, blocks = knowledge.CLOSE
+    turner, manet, lonely = ({"target": name, "anchor": "art"} for name in ("Turner", "Walter", "Caspar Friedrich"))
+    assert pictures(tmp_path, turner, pictures=0) == 0
+    one = pictures(tmp_path, turner, pictures=8)
+    assert one == 4 * 8 + own - 8 + blocks * scores.NULL
+    # A name of the same shape and kind shares the nonsense; another shape, or another kind, has its own.
+    each = one - blocks * scores.NULL
+    assert pictures(tmp_path, turner, manet, pictures=8) == one + each
+    assert pictures(tmp_path, turner, lonely, pictures=8) == 2 * one
+    assert pictures(tmp_path, turner, {**manet, "kind": "object"}, pictures=8) == 2 * one
+    assert pictures(tmp_path, turner, pictures=own + 1) == 4 * (own + 1) + blocks * scores.NULL
+    assert pictures(tmp_path, {"target": "Turner"}, pictures=8) > one  # an anchor has to be found
+    assert pictures(tmp_path, turner, manet, pictures=8, joint=True) == one + each + 4 * 16
+
+
+def test_a_batch_draws_no_more_than_was_said(base_folder, scorer_folder, tmp_path, monkeypatch):
+    from concept_erase import generate
+
+    drawn, draw = [], generate._drawn
+    monkeypatch.setenv("CONCEPT_ERASE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(generate, "_drawn", lambda model, jobs, how: drawn.extend(jobs) or draw(model, jobs, how))
+    job = job_of(base_folder, scorer=str(scorer_folder), pictures=2, steps=1, force=True, joint=False)
+    rows = listed({"target": "Turner", "anchor": "art"})
+    found = estimate(rows, job, tmp_path / "out", 1)
+    assert erase_list(rows, job, tmp_path / "out")["entries"][0]["scores"]
+    assert 8 + scores.NULL <= len(drawn) <= found.pictures
 
 
 def test_this_machine_is_measured_in_a_moment(base_folder, tmp_path):

@@ -6,7 +6,7 @@ from conftest import TWEMOJI, adapter_of, build_pipeline, random_changes
 
 from concept_erase import erase, open_model
 from concept_erase.errors import BaseMismatchError
-from concept_erase.identity import FLOATS, NUMBERS, identity, probes, sketch_of
+from concept_erase.identity import FLOATS, NUMBERS, alike, identity, probes, sketch_of
 from concept_erase.interference.bundle import Bundle
 
 
@@ -92,3 +92,16 @@ def test_a_bfloat16_pipeline_and_its_erasures_are_at_home_on_the_base(model, pip
     stranger.base.update(open_model(build_pipeline(seed=1)).base)
     with pytest.raises(BaseMismatchError, match="differ by about"):
         Bundle(model, check=True).add(stranger)
+
+
+@pytest.mark.parametrize("other", ["float16", "bfloat16"])
+def test_two_records_of_one_base_are_alike_within_rounding(weights, model, other):
+    record, coarse = model.identity.record, identity(rounded(weights, other)).record
+    assert alike(record, coarse)
+    assert alike(coarse, record)
+    assert alike({"hash": "x"}, {"hash": "x"})
+    stranger = open_model(build_pipeline(seed=1)).identity.record
+    changes = random_changes(model, seed=1, size=0.1)
+    for else_ in (stranger, identity(with_edit(weights, changes)).record, {"hash": "0" * 64}, {}):
+        assert not alike(record, else_)
+        assert not alike(else_, record)

@@ -296,10 +296,11 @@ def test_a_heading_speaks_of_the_kind_where_nobody_else_does(text, name, kind, w
 
 
 def test_names_with_commas_in_other_formats_stay_one_name_and_are_said():
-    found = listing('target,preserve\n"Doe, John","Dog, bird"\n')
+    found = listing('target,preserve,anchor\n"Doe, John","Dog, bird","oil, ink"\n')
     assert (targets(found), found.entries[0].preserve) == (["Doe, John"], ("Dog, bird",))
     assert found.notices == (
         "taken as one name each: 'Doe, John' (row 2); write one name a row if they are several.",
+        "anchors taken as one name each: 'oil, ink' (row 2); a concept becomes one other.",
         "preserved as one name each: 'Dog, bird' (row 2); put ';' between names if they are several.",
     )
 

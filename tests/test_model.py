@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from concept_erase import erase
 from concept_erase.errors import ConceptEraseError, InputError, MissingModelError, NumericalError
 from concept_erase.families import SD1
+from concept_erase.generate import Sampling, generate
 from concept_erase.model import open_model
 
 UNET_FILE = Path("unet", "diffusion_pytorch_model.safetensors")
@@ -182,6 +183,48 @@ def test_a_live_pipeline_of_an_unknown_class_is_refused(pristine):
 
     with pytest.raises(InputError, match="no family knows the pipeline 'DDIMPipeline'"):
         open_model(DDIMPipeline(pristine.unet, pristine.scheduler))
+
+
+def others(pipe):
+    """Pipelines of the same parts whose classes no family lists."""
+    from diffusers import (
+        ControlNetModel,
+        StableDiffusionControlNetInpaintPipeline,
+        StableDiffusionControlNetPipeline,
+        StableDiffusionInstructPix2PixPipeline,
+        StableDiffusionPAGPipeline,
+    )
+
+    parts = {k: v for k, v in pipe.components.items() if k != "image_encoder"} | {"requires_safety_checker": False}
+    control = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(16, 32))
+    yield StableDiffusionControlNetPipeline(**parts, controlnet=control)
+    yield StableDiffusionControlNetInpaintPipeline(**parts, controlnet=control)
+    yield StableDiffusionPAGPipeline(**parts)
+    yield StableDiffusionInstructPix2PixPipeline(**parts)
+
+
+def test_any_pipeline_of_a_familys_parts_is_taken(pipe, model):
+    plain = erase(TWEMOJI, pipe, quick("uce"), n=0).adapter
+    for made in others(pipe):
+        opened = open_model(made)
+        assert (opened.family, opened.fingerprint) == (SD1, model.fingerprint)
+        assert erase(TWEMOJI, made, quick("uce"), n=0).adapter.digest == plain.digest
+    image = generate(open_model(next(others(pipe))), ["a cat"], [1], sampling=Sampling(steps=1))[0]
+    assert image.tobytes() == generate(open_model(pipe), ["a cat"], [1], sampling=Sampling(steps=1))[0].tobytes()
+
+
+def test_an_unlisted_pipeline_of_another_layout_is_refused(pipe):
+    made = next(others(pipe))
+    made.unet.register_to_config(cross_attention_dim=1024)
+    with pytest.raises(InputError, match="Stable Diffusion 2 layout"):
+        open_model(made)
+    made.unet.register_to_config(cross_attention_dim=32)
+    made.text_encoder = torch.nn.Linear(2, 2)
+    with pytest.raises(InputError, match="no family knows the pipeline 'StableDiffusionControlNetPipeline'"):
+        open_model(made)
+    made.text_encoder = None
+    with pytest.raises(InputError, match="no family knows"):
+        open_model(made)
 
 
 def test_a_subclass_of_a_known_pipeline_is_taken(pristine):

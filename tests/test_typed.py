@@ -63,6 +63,40 @@ def test_other_words_go_on_with_a_notice():
     assert typed.names(["Van Gogh", "noto"], "TARGET", shell=True) == (["Van Gogh", "noto"], [])
 
 
+@pytest.mark.parametrize("text", ["fluent, noto", "fluent;noto", "a photograph\ta painting", "写真、絵画"])
+def test_a_field_that_takes_one_name_asks_as_well(text):
+    with pytest.raises(
+        InputError, match=r"reads like 2 names .*It takes one: choose one .*in double quotes: \""
+    ) as asked:
+        typed.single(text, "what it becomes:")
+    assert "apart" not in str(asked.value)
+    assert typed.single(typed.one(text), "--anchor", shell=True) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "name"), [(None, None), ("", None), (" ", None), ("art", "art"), ("10,000 Maniacs", "10,000 Maniacs")]
+)
+def test_a_field_that_takes_one_name_takes_it(text, name):
+    assert typed.single(text, "--anchor", shell=True) == name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (
+            ["erase", "cat", "--anchor", "dog, bird"],
+            "reads like 2 names ('dog', 'bird'). It takes one",
+        ),
+        (["batch", "list.csv", "-o", "out", "--anchor", "dog, bird"], "--anchor 'dog, bird' reads like 2 names"),
+        (["interference", "a", "b", "--preserve", "dog, bird"], "apart: --preserve dog --preserve bird"),
+    ],
+)
+def test_every_option_that_takes_a_name_asks(arguments, told):
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, InputError)
+    assert told in str(result.exception)
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import os
@@ -12,14 +13,15 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cache, reduce
 from operator import or_
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from concept_erase import embedded
+from concept_erase import embedded, nonsense
+from concept_erase.batch.units import pictures_of
 from concept_erase.errors import InputError
 from concept_erase.families import family_of
 from concept_erase.lists import Listing
@@ -31,6 +33,7 @@ MEMBER = 1_500  # bytes of each further concept of a joint adapter: named in its
 ROW = 3_000  # bytes of a row of the index, in both forms
 PAGE = 150_000  # bytes of an empty index and of the drawn interference
 PICTURE = 90_000  # bytes of a before/after picture
+TRIED = 4 * 16  # pictures of candidates for an anchor, where the first ones do not pass
 Shape = tuple[int, int]  # (d_out, d_in) of a layer
 _PLAIN: dict[str, Any] = {"int": int, "float": float, "bool": bool, "None": None}  # others are checked by the run
 START = 6.0  # seconds until a worker has imported what it needs and opened a base
@@ -45,6 +48,7 @@ class Estimate:
         adapter: Bytes of one adapter, 0 if the base's layout is not on disk.
         disk: Bytes of all that is left in the end.
         free: Bytes that are free there.
+        pictures: How many are drawn at most: where it is not clear whether the base knows a concept, it looks closely.
         seconds: With all workers; None if nothing is known of the base.
         basis: Where the time comes from, in words.
     """
@@ -54,6 +58,7 @@ class Estimate:
     adapter: int
     disk: int
     free: int
+    pictures: int
     seconds: float | None
     basis: str
 
@@ -71,12 +76,14 @@ def estimate(listing: Listing, job: Job, out: Path, workers: int) -> Estimate:
     plans = {name: _Plan.of(name, job.settings if name == job.method else {}) for name in _methods(listing, job)}
     place = next(p for p in (out, *out.absolute().parents) if p.is_dir())
     free = shutil.disk_usage(place).free
+    pictures = _pictures(listing, job, groups)
     if not folder.is_dir():
-        return Estimate(concepts, len(groups), 0, 0, free, None, f"{job.model} is not on this disk")
+        return Estimate(concepts, len(groups), 0, 0, free, pictures, None, f"{job.model} is not on this disk")
     try:
         layers = {name: _layers(folder, plan) for name, plan in plans.items()}
         count = Counter(entry.method or job.method for entry in listing.entries)
-        work = sum(n * _operations(folder, job, plans[name]) for name, n in count.items())
+        work = sum(n * _encoding(folder, plans[name]) for name, n in count.items())
+        work += pictures * _drawing(folder, job)
     except InputError:
         raise
     except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
@@ -97,7 +104,7 @@ def estimate(listing: Listing, job: Job, out: Path, workers: int) -> Estimate:
         seconds = START + work / _speed() * max(1.0, (os.cpu_count() or 1) / workers)
         basis = "a rough count of operations"
     adapter = size * plans[job.method].rank(1, layers[job.method]) * sum(map(sum, layers[job.method]))
-    return Estimate(concepts, len(groups), adapter, disk, free, seconds, basis)
+    return Estimate(concepts, len(groups), adapter, disk, free, pictures, seconds, basis)
 
 
 @dataclass(frozen=True)
@@ -187,8 +194,40 @@ def _shapes(component: Path) -> Iterator[tuple[str, Shape]]:
                 yield name, (int(tensor["shape"][0]), int(tensor["shape"][1]))
 
 
-def _operations(folder: Path, job: Job, plan: _Plan) -> float:
-    """Floating-point operations for one concept: prompts through the text encoder, pictures through the denoiser."""
+def _pictures(listing: Listing, job: Job, groups: Sequence[Counter[str]]) -> int:
+    """How many are drawn at most, over all concepts and joint adapters.
+
+    Each concept: four groups of its scores, candidates for its anchor, and what the first look takes beyond the scores.
+    Each shape of names: nonsense, which concepts of one kind share.
+    """
+    if not job.pictures:
+        return 0
+    own, null = _closest_look()
+    each = 4 * job.pictures + max(0, own - job.pictures)
+    tried = TRIED * sum(entry.anchor is None for entry in listing.entries)
+    shapes = {(entry.kind, nonsense.shape(entry.target)) for entry in listing.entries}
+    joint = sum(4 * pictures_of(job, sum(members.values())) for members in groups)
+    return len(listing.entries) * each + tried + len(shapes) * null + joint
+
+
+@cache
+def _closest_look() -> tuple[int, int]:
+    """Pictures of a concept, and of nonsense names, that are looked at where it is least clear whether it is known.
+
+    Read from the sources: to import them would load torch.
+    """
+    found: dict[str, Any] = {"__builtins__": {}}
+    for module in ("scores", "knowledge"):
+        source = (Path(__file__).parent.parent / f"{module}.py").read_text(encoding="utf-8")
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("NULL", "CLOSE"):
+                found[ast.unparse(node.targets[0])] = eval(ast.unparse(node.value), found)
+    own, blocks = found["CLOSE"]
+    return own, blocks * found["NULL"]
+
+
+def _encoding(folder: Path, plan: _Plan) -> float:
+    """Floating-point operations for one concept's edit: prompts through the text encoder, and the solve."""
     text = json.loads((folder / "text_encoder" / "config.json").read_text())
     width, deep, inner = text["hidden_size"], text["num_hidden_layers"], text["intermediate_size"]
     positions = text["max_position_embeddings"]
@@ -197,14 +236,16 @@ def _operations(folder: Path, job: Job, plan: _Plan) -> float:
     prompts = 1.0 if str(settings.get("bare")).lower() == "true" else 1 + 5 * float(settings.get("contexts") or 24)
     if plan.trained:  # forward and backward over two batches
         batch = float(settings.get("forget_batch") or 8) + float(settings.get("retain_batch") or 8)
-        encoding = 3 * float(settings["steps"]) * batch * one_prompt
-    else:
-        encoding = (1 if settings.get("strength") else 2) * prompts * one_prompt + 20 * 8.0 * width**3
+        return 3 * float(settings["steps"]) * batch * one_prompt
+    return (1 if settings.get("strength") else 2) * prompts * one_prompt + 20 * 8.0 * width**3
+
+
+def _drawing(folder: Path, job: Job) -> float:
+    """Floating-point operations for one picture through the denoiser."""
     unet = json.loads((folder / "unet" / "config.json").read_text())
     sizes = sum(p.stat().st_size for p in (folder / "unet").glob("*.safetensors"))
     weights = sizes / (2 if folder == embedded.folder() / "base" else 4)
-    one_picture = 2.0 * weights * unet["sample_size"] ** 2 / 10 * 2 * job.steps
-    return encoding + (4 * job.pictures + (16 if job.pictures else 0)) * one_picture
+    return 2.0 * weights * unet["sample_size"] ** 2 / 10 * 2 * job.steps
 
 
 def _speed() -> float:

@@ -35,7 +35,7 @@ def build(
     entries = []
     for unit in plan.units:
         entry = unit.entry.model_dump(mode="json")
-        outcome = {k: v for k, v in outcomes[unit.key].items() if k not in ("key", "unknown")}
+        outcome = _told(outcomes[unit.key])
         entries.append({"row": unit.row, **entry, **_nothing(), **outcome})
         if outcome["state"] == "failed":
             entries[-1]["anchor"] = unit.entry.anchor
@@ -45,7 +45,7 @@ def build(
         "job": _shown(plan),
         "entries": entries,
         "joint": [
-            {"tag": j.tag, "members": _members(j, outcomes), **_nothing(), **found}
+            {"tag": j.tag, "members": _members(j, outcomes), **_nothing(), **_told(found)}
             for j in plan.joints
             if (found := joints.get(j.key))
         ],
@@ -77,6 +77,11 @@ def _shown(plan: Plan) -> dict[str, Any]:
 
 def _members(joint: Joint, outcomes: dict[str, dict[str, Any]]) -> list[str]:
     return [unit.entry.target for unit in joint.units if outcomes[unit.key]["state"] == "done"]
+
+
+def _told(outcome: dict[str, Any]) -> dict[str, Any]:
+    """An outcome without what only the next run wants to know."""
+    return {k: v for k, v in outcome.items() if k not in ("key", "unknown", "score_again")}
 
 
 def _nothing() -> dict[str, Any]:

@@ -227,9 +227,11 @@ class _Batch:
             record = json.loads(record_file(self.setup, chunk.key).read_text())
             states = {o["key"]: o["state"] for o in record["outcomes"]}
             refused = any(o.get("unknown") for o in record["outcomes"])
+            unscored = any(o.get("score_again") for o in record["outcomes"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        if refused and self.setup.job.force:  # what was refused is made now; what is done is found done
+        # What was refused is made now, and what the machine could not score is scored; what is done is found done.
+        if unscored or (refused and self.setup.job.force):
             return None
         for unit in chunk.units:
             if states.get(unit.key) != "failed" and finished(self.setup.out / unit.folder, unit.key) is None:
@@ -238,6 +240,11 @@ class _Batch:
 
     def _open_joints(self) -> list[Joint]:
         return [j for j in self.plan.joints if finished(self.setup.out / j.folder, j.key) is None]
+
+    def _unscored_joints(self) -> list[Joint]:
+        """Those that an earlier run made and the machine could not score."""
+        reports = ((j, finished(self.setup.out / j.folder, j.key)) for j in self.plan.joints)
+        return [joint for joint, report in reports if report and report.get("score_again")]
 
     def _joints(self) -> dict[str, dict[str, Any]]:
         """Joint adapters: solved, then the pictures of their scores drawn by all workers, then judged."""
@@ -256,7 +263,7 @@ class _Batch:
         draws = [draw for joint, concepts in solved for draw in self._draws(joint, concepts)]
         for i, _ in enumerate(self._each(draws, "pictures of joint adapters")):
             self._tell(i + 1, len(draws), "pictures of joint adapters")
-        worth = [joint for joint, concepts in solved if concepts]
+        worth = [joint for joint, concepts in solved if concepts] + self._unscored_joints()
         for i, (task, result) in enumerate(self._each(worth, "scores of joint adapters")):
             if "failed" in result:
                 failed[task.key] = result["failed"]  # type: ignore[union-attr]

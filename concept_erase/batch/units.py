@@ -11,13 +11,13 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from concept_erase import __version__, embedded
+from concept_erase import __version__, embedded, words
 from concept_erase.errors import InputError, NumericalError, UnknownConceptError
 from concept_erase.files import atomic_write
 from concept_erase.schema import Entry, Job
@@ -251,6 +251,8 @@ def _unit(setup: Setup, unit: Unit, wanted: bool) -> tuple[dict[str, Any], Any]:
     report = finished(folder, unit.key)
     work = _work(setup, unit.entry.method or setup.job.method, [unit.entry.concept])
     adds_up = isinstance(work.method, Additive)
+    if report and report.get("score_again"):
+        report = _scored_again(setup, unit.folder, unit.key, report, work)
     if report and not (wanted and adds_up):
         return outcome_of(unit.folder, report), None
     if report:
@@ -269,14 +271,35 @@ def _unit(setup: Setup, unit: Unit, wanted: bool) -> tuple[dict[str, Any], Any]:
     return outcome_of(unit.folder, report), gathered if wanted else None
 
 
-def _written(setup: Setup, folder: str, key: str, erasure: Any) -> dict[str, Any]:
+def _written(setup: Setup, folder: str, key: str, erasure: Any, files: dict[str, Path] | None = None) -> dict[str, Any]:
+    """The report of what is written; `files` by role are there already."""
     import torch
 
     from concept_erase.erasure import write
 
     dtype = torch.float16 if setup.job.half else torch.float32
-    write(erasure, setup.out / folder, _model(setup), dtype=dtype, whole=False, dated=False, key=key)
+    how: dict[str, Any] = {"dtype": dtype, "whole": False, "dated": False}
+    write(erasure, setup.out / folder, _model(setup), **how, key=key, files=files)
     return json.loads((setup.out / folder / "report.json").read_text())
+
+
+def _scored_again(setup: Setup, folder: str, key: str, report: dict[str, Any], work: Work) -> dict[str, Any]:
+    """The report of an adapter that could not be scored for a reason of the machine, scored now; the adapter stays."""
+    from concept_erase.adapter import Adapter
+    from concept_erase.erasure import Erasure
+
+    files = {role: setup.out / folder / name for role, name in report["files"].items()}
+    files = {role: file for role, file in files.items() if role in ("adapter", "operator")}
+    before = {words.knowledge(told) for told in report["knowledge"]}
+    # It is made: whether the base knows the concept is said, and no reason to take the adapter away.
+    told = work.look(members_of(report), force=True) if report["knowledge"] else []
+    notes = (*told, *(note for note in report["notes"] if note not in before))
+    method = report["method"]  # in the order of a run that nothing interrupted; the file has another one
+    adapter = replace(Adapter.load(files["adapter"]), settings=method["settings"], base=report["base"])
+    erasure = Erasure(
+        adapter, None, work.unscored, notes, method["measures"], {}, None, work.knowledge, work.score_again
+    )
+    return _written(setup, folder, key, work.scored(erasure), files)
 
 
 def outcome_of(folder: str, report: dict[str, Any]) -> dict[str, Any]:
@@ -296,6 +319,7 @@ def outcome_of(folder: str, report: dict[str, Any]) -> dict[str, Any]:
         "knowledge": report["knowledge"],
         "not_scored": report["not_scored"],
         "notes": report["notes"],
+        **({"score_again": True} if report.get("score_again") else {}),
     }
 
 
@@ -430,6 +454,10 @@ def _joint(setup: Setup, joint: Joint) -> dict[str, Any]:
 
     folder = setup.out / joint.folder
     report = finished(folder, joint.key)
+    if report and report.get("score_again"):
+        members = members_of(report)
+        work = _work(setup, joint.units[0].entry.method or setup.job.method, members)
+        report = _scored_again(setup, joint.folder, joint.key, report, work)
     if report is None:
         _clean(folder)
         adapter, kept = _solved(setup, joint)

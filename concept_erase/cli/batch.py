@@ -96,10 +96,12 @@ def batch(
 
     Run the same command again to go on where it was interrupted. Exit code 1 means that some rows failed.
     """
+    from concept_erase import typed
     from concept_erase.lists import read_list
     from concept_erase.schema import Job, build
 
-    listing = read_list(file, defaults={"kind": kind, "anchor": anchor})
+    becomes = typed.single(anchor, "--anchor", shell=True)
+    listing = read_list(file, defaults={"kind": kind, "anchor": becomes})
     values = {
         "model": model, "method": method, "settings": settings_from(setting), "pictures": n, "scorer": scorer,
         "steps": steps, "guidance": guidance, "half": half, "joint": joint, "strict": strict, "force": force,
@@ -115,7 +117,10 @@ def batch(
 
         plan = estimate(listing, job, out, count)
         _show_plan(plan, job, count)
-        event(event="plan", concepts=plan.concepts, joint=plan.joints, seconds=plan.seconds, bytes=plan.disk)
+        event(
+            event="plan", concepts=plan.concepts, joint=plan.joints, pictures=plan.pictures, seconds=plan.seconds,
+            bytes=plan.disk,
+        )  # fmt: skip
         event(event="done", folder=str(out))
         return
     with _logged(out), telling() as progress:
@@ -207,7 +212,8 @@ def _show_plan(plan: Estimate, job: Job, workers: int) -> None:
     table.add_row("base", escape(job.model or "the embedded generator"))
     settings = ", ".join(f"{k}={v}" for k, v in job.settings.items())
     table.add_row("method", escape(job.method + (f" ({settings})" if settings else "")))
-    scored = f"{job.pictures} pictures of each group before and after" if job.pictures else "not scored"
+    groups = f"{job.pictures} pictures of each group before and after"
+    scored = f"{groups}, at most {plan.pictures:,} in all" if job.pictures else "not scored"
     table.add_row("adapters", f"{plan.concepts:,} and {plan.joints} joint; {scored}")
     disk = f"about {_size(plan.disk)} ({_size(plan.adapter)} an adapter), {_size(plan.free)} free"
     table.add_row("disk", disk if plan.adapter else "not known")

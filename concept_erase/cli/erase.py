@@ -75,7 +75,7 @@ def erase(
     to_stdout = report is not None and str(report) == "-"
     named, notices = typed.names(targets, "TARGET", shell=True)
     kept, _ = typed.names(preserve or (), "--preserve", shell=True)
-    common = {"kind": kind, "anchor": anchor, "preserve": kept}
+    common = {"kind": kind, "anchor": typed.single(anchor, "--anchor", shell=True), "preserve": kept}
     concepts = [build(Entry, {"target": target, **common}).concept for target in named]
     settings = settings_from(setting)
     from concept_erase import methods

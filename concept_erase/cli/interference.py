@@ -46,7 +46,10 @@ def interference(
 
     1 is as far as the way from a target to its own anchor.
     """
-    names = [normalise(name, "preserve") for name in preserve or ()]
+    from concept_erase import typed
+
+    kept, _ = typed.names(preserve or (), "--preserve", shell=True)
+    names = [normalise(name, "preserve") for name in kept]
     if out is not None and out.suffix.lower() != ".png":
         raise InputError(f"--out got {str(out)!r}; the heat map is a .png file.")
     to_stdout = report is not None and str(report) == "-"

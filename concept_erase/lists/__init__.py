@@ -155,12 +155,15 @@ def _kind_of(values: Any) -> str | None:
 def _commas(entries: Numbered) -> list[str]:
     """A notice of names that might be several; in a text list they are problems already."""
     targets = [f"{e.target!r} (row {row})" for row, e in entries if len(several(e.target)) > 1]
+    anchors = [f"{e.anchor!r} (row {row})" for row, e in entries if e.anchor and len(several(e.anchor)) > 1]
     kept = [
         f"{e.preserve[0]!r} (row {row})" for row, e in entries if len(e.preserve) == 1 < len(several(e.preserve[0]))
     ]
     notices = []
     if targets:
         notices.append(f"taken as one name each: {_listed(targets)}; write one name a row if they are several.")
+    if anchors:
+        notices.append(f"anchors taken as one name each: {_listed(anchors)}; a concept becomes one other.")
     if kept:
         notices.append(f"preserved as one name each: {_listed(kept)}; put ';' between names if they are several.")
     return notices

@@ -1,5 +1,6 @@
 // Sliders, pickers and veils of the result pages. Everything is delegated, because results come and go.
 (() => {
+	if (window.ceFolds) return; // put into the page once more: a second listener would undo what the first one does
 	const on = (type, selector, act) =>
 		document.addEventListener(type, (event) => {
 			const found = event.target.closest?.(selector);
@@ -42,10 +43,21 @@
 
 	// What folds, tabs and methods show is there from the start; here it is only shown or not. The attributes are ours
 	// alone: the page's own code sets classes and styles anew when it likes.
-	on("click", ".ce-unfold", (button) => {
-		const open = button.closest(".ce-fold").toggleAttribute("data-open");
-		button.setAttribute("aria-expanded", String(open));
+	// Whether a fold is open is known by its name and not by its element, which may be built anew at any time.
+	window.ceFolds = new Map();
+	const showFolds = () =>
+		window.ceFolds.forEach((open, id) => {
+			const fold = document.getElementById(id);
+			fold?.toggleAttribute("data-open", open);
+			fold?.querySelector(".ce-unfold")?.setAttribute("aria-expanded", String(open));
+		});
+	on("click", ".ce-unfold", (button, event) => {
+		if (event.detail > 1) return; // clicked again by somebody who saw nothing happen yet, on a page that is busy
+		const { id } = button.closest(".ce-fold");
+		window.ceFolds.set(id, !window.ceFolds.get(id));
+		showFolds();
 	});
+	new MutationObserver(showFolds).observe(document, { subtree: true, childList: true });
 	window.ceTab = (name) => {
 		for (const below of document.querySelectorAll(".ce-below"))
 			below.dataset.shown = String(below.id === `below-${name}`);
@@ -72,6 +84,25 @@
 		window.ceOffered = looked;
 		return [[looked]];
 	};
+
+	// When this page was last open, by the server's clock; it tells what ended since.
+	const read = () => Number(localStorage.getItem("ce-seen")) || 0;
+	window.ceSeen = () => String(read());
+	let began = null;
+	setInterval(() => {
+		const now = Number(document.querySelector("#jobs-missed [data-now]")?.dataset.now);
+		if (!now) return;
+		began ??= performance.now();
+		localStorage.setItem("ce-seen", String(Math.max(read(), now + (performance.now() - began) / 1000)));
+	}, 1000);
+	on("click", ".ce-missed", (button) => {
+		window.ceOpen = button.dataset.open;
+		document.getElementById("tab-library-button").click();
+		document.getElementById("library-open").click();
+		const told = button.closest("section");
+		button.closest("li").remove();
+		if (!told.querySelector("li")) told.hidden = true;
+	});
 
 	// When work is done, bring its first sentence into view.
 	const calm = matchMedia("(prefers-reduced-motion: reduce)");

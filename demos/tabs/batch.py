@@ -239,11 +239,12 @@ def build(place: Place, tab: gr.Tab) -> None:
     settings = [place.model, place.scorer, *advanced.inputs]
     watched = [queue, watch, zip_row]
     upload.change(check, [upload, *settings], [checked_html, kept, title, go, panel.status], **LIGHT)
-    go.click(start, [kept, title, force, *settings], panel.outputs, **LIGHT)
+    go.click(start, [kept, title, force, *settings], panel.outputs, **panel.in_turn).then(
+        look, panel.job, watched, **LIGHT
+    )
     panel.job.change(look, panel.job, watched, **LIGHT)
-    panel.status.change(look, panel.job, watched, **LIGHT)
     watch.tick(look, panel.job, watched, **LIGHT)
     pack.click(make_zip, panel.job, [zip_file, panel.status], **LIGHT)
-    tab.select(reopen, panel.job, panel.outputs[:4], **LIGHT).then(
-        fill, [panel.job, panel.result], panel.result, **LIGHT
+    tab.select(reopen, panel.job, panel.outputs[:4], **panel.in_turn).then(
+        fill, [panel.job, panel.result], panel.result, **panel.in_turn
     )

@@ -143,10 +143,17 @@ class Panel:
         )
         self.shown = Result(place, prefix, files=files)
         self.result = self.shown.top
+        self.anyway = gr.Button(
+            "Erase it all the same", visible=False, elem_id=f"{prefix}-anyway", elem_classes="ce-small"
+        )
         self.timer = gr.Timer(0.5, active=False)
-        self.outputs = [self.job, self.status, self.cancel, self.timer, *self.shown.outputs]
-        self.timer.tick(self._tick, self.job, self.outputs, **LIGHT)
-        self.cancel.click(self._cancel, self.job, self.outputs, **LIGHT)
+        self.outputs = [self.job, self.status, self.cancel, self.timer, *self.shown.outputs, self.anyway]
+        # Whatever changes the panel is answered one after the other: a look at the job before, still under way when
+        # another is begun, would show the old one's result over it.
+        self.in_turn = LIGHT | {"concurrency_limit": 1, "concurrency_id": f"panel-{prefix}"}
+        self.timer.tick(self._tick, self.job, self.outputs, **self.in_turn)
+        self.cancel.click(self._cancel, self.job, self.outputs, **self.in_turn)
+        self.anyway.click(self._force, self.job, self.outputs, **self.in_turn)
 
     def _state(self, value: str, inner: str = "") -> str:
         return view.state(f"{self.prefix}-state", value, inner)
@@ -155,10 +162,14 @@ class Panel:
         """Updates that say why nothing runs; an earlier result stays."""
         inner = view.message(sentence(error), bad=True)
         ending = [gr.update(visible=False), gr.Timer(active=False)]
-        return ["", self._state("failed", inner), *ending, *self.shown.unchanged()]
+        return ["", self._state("failed", inner), *ending, *self.shown.unchanged(), gr.update(visible=False)]
 
     def show(self, job: Job) -> list[Any]:
-        """Updates for a job as it stands."""
+        """Updates for a job as it stands; what was refused as unknown can be erased all the same."""
+        why = unknown(job) if job.what == "erase" else None
+        return [*self._shown(job, why), gr.update(visible=why is not None)]
+
+    def _shown(self, job: Job, why: str | None) -> list[Any]:
         if job.state not in ENDED:
             return [
                 job.id, self._running(job), gr.update(visible=True, interactive=True), gr.Timer(active=True),
@@ -169,7 +180,6 @@ class Panel:
             told = view.message("Cancelled. Nothing was changed; pictures that were drawn are kept for the next time.")
             return [job.id, self._state(CANCELLED, told), *ending, *self.shown.nothing()]
         if job.state == FAILED:
-            why = unknown(job)  # then the tab offers to go on all the same
             told = view.message(view.capital(why or job.message or "it failed without a reason."), bad=True)
             state = FAILED if why is None else "unknown"
             return [job.id, self._state(state, told), *ending, *self.shown.nothing()]
@@ -194,6 +204,13 @@ class Panel:
     def _cancel(self, key: str) -> list[Any]:
         try:
             return self.show(self.studio.queue.cancel(key))
+        except Exception as error:
+            return self.failed(error)
+
+    def _force(self, key: str) -> list[Any]:
+        """What was refused, once more, as it was asked for then."""
+        try:
+            return self.show(self.studio.forced(key))
         except Exception as error:
             return self.failed(error)
 

@@ -9,10 +9,9 @@ import gradio as gr
 
 from concept_erase import embedded
 from concept_erase.concepts import Kind
-from concept_erase.errors import InputError
 
 from .. import results, view
-from ..jobs import Job, unknown
+from ..jobs import Job
 from ..library import Item
 from ..models import is_sensitive, tile_prompts
 from ..studio import Studio
@@ -135,7 +134,6 @@ def build(place: Place) -> None:
         )
 
     panel = Panel(place, "erase", result)
-    anyway = gr.Button("Erase it all the same", visible=False, elem_id="erase-anyway", elem_classes="ce-small")
     # The buttons of a result are part of its text; they press these, which only the page can see.
     more = [(gr.Button(f"{n}", elem_id=f"erase-firmer-{n}", elem_classes="ce-unseen"), n) for _, n in results.PRESETS]
 
@@ -177,22 +175,6 @@ def build(place: Place) -> None:
         except Exception as error:
             return panel.failed(error)
 
-    def refused(key: str) -> Any:
-        """The button is there while the generator is said not to know the concept."""
-        try:
-            return gr.update(visible=unknown(studio.queue.get(key)) is not None)
-        except InputError:
-            return gr.update(visible=False)
-
-    def force(key: str) -> list[Any]:
-        """What was refused, once more, as it was asked for then."""
-        try:
-            return panel.show(studio.forced(key))
-        except Exception as error:
-            return panel.failed(error)
-
-    panel.status.change(refused, panel.job, anyway, **LIGHT)
-    anyway.click(force, panel.job, panel.outputs, **LIGHT)
     change = f"(kind, ...picked) => window.ceKind({json.dumps({each: known(each) for each in tiles})}, kind, picked)"
     mark: dict[str, Any] = {"fn": None, "inputs": target, "outputs": None, "js": MARK, "api_visibility": "private"}
     pictures = list(tiles.values())
@@ -212,7 +194,8 @@ def build(place: Place) -> None:
     gr.on([c.change for c in (*asked, panel.result)], foresee, asked, plan, **LIGHT)
     place.page.load(foresee, asked, plan, **LIGHT)
     for button, n in more:
-        button.click(firmer(n), panel.job, panel.outputs, **LIGHT)
-    go.click(start, [kind, target, preserve, place.model, place.scorer, *advanced.inputs], panel.outputs, **LIGHT)
-    place.page.load(lambda: panel.running("erase"), None, panel.outputs, **LIGHT)
+        button.click(firmer(n), panel.job, panel.outputs, **panel.in_turn)
+    asked_for = [kind, target, preserve, place.model, place.scorer, *advanced.inputs]
+    go.click(start, asked_for, panel.outputs, **panel.in_turn)
+    place.page.load(lambda: panel.running("erase"), None, panel.outputs, **panel.in_turn)
     place.page.load(draw, [kind, place.model], pictures, **DRAWING).then(**mark)

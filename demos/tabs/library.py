@@ -233,9 +233,11 @@ def build(place: Place, tab: gr.Tab) -> None:
     }  # fmt: skip
     mark: dict[str, Any] = {"fn": None, "inputs": picked, "outputs": None, "js": MARK, "api_visibility": "private"}
     shelf.click(None, picked, picked, js=TOGGLE, api_visibility="private")
-    shelf.select(show, wanted, [shown, status, *opened.outputs], js="() => window.ceOpen", **LIGHT).then(
-        None, None, None, js="() => window.ceGoTo('library-item-words')", api_visibility="private"
-    )
+    elsewhere = gr.Button("Open", elem_id="library-open", elem_classes="ce-unseen")  # pressed by the page alone
+    gr.on(
+        [shelf.select, elsewhere.click], show, wanted, [shown, status, *opened.outputs], js="() => window.ceOpen",
+        **LIGHT,
+    ).then(None, None, None, js="() => window.ceGoTo('library-item-words')", api_visibility="private")  # fmt: skip
     picked.change(**mark)
     tab.select(listing, None, listed, **LIGHT).then(**settle).then(**mark)
     compose.click(begin, None, status, **LIGHT).then(

@@ -265,7 +265,7 @@ def build(place: Place) -> None:
     upload.change(changed, [upload, left_out], [*shown, chosen_html], **looking)
     go.click(look, [upload, place.model, place.scorer], shown, **looking)
     cancel.click(cancelled, None, shown, **LIGHT)
-    erase.click(start, [nearest, place.model, place.scorer], panel.outputs, **LIGHT)
+    erase.click(start, [nearest, place.model, place.scorer], panel.outputs, **panel.in_turn)
 
 
 def _last(steps: queue.Queue[tuple[int, int, str]]) -> tuple[int, int, str] | None:

@@ -83,6 +83,60 @@ def test_typed_right_after_unfolding(page):
     assert page.locator("#erase-half input").is_checked()
 
 
+FOLDS = ("model-choice", "erase-advanced", "break-advanced", "batch-advanced")
+# Clicks twice on each fold in the very moment that it is there, as somebody does who sees nothing happen.
+UNFOLD_AT_ONCE = """(() => {
+    const clicked = new Set();
+    new MutationObserver(() => document.querySelectorAll('.ce-unfold').forEach((button) => {
+        const { id } = button.closest('.ce-fold');
+        if (clicked.has(id)) return;
+        clicked.add(id);
+        for (const detail of [1, 2])
+            button.dispatchEvent(new MouseEvent('click', {bubbles: true, detail}));
+    })).observe(document, {subtree: true, childList: true});
+})()"""
+
+
+def folds(page: Page) -> dict[str, list]:
+    """Of each fold: whether it says that it is open, and whether what is in it can be seen."""
+    script = """(id) => { const fold = document.getElementById(id), inside = document.getElementById(`${id}-inside`);
+        return [fold.querySelector('.ce-unfold').getAttribute('aria-expanded'),
+                getComputedStyle(inside).display !== 'none']; }"""
+    return {name: page.evaluate(script, name) for name in FOLDS}
+
+
+def test_unfolded_in_the_first_moment_of_a_page(page):
+    page.add_init_script(UNFOLD_AT_ONCE)
+    with slow(page):
+        page.reload()
+        expect(page.locator("#erase-pictures input")).to_be_visible()
+        page.wait_for_timeout(SETTLED)
+    assert folds(page) == {name: ["true", True] for name in FOLDS}
+
+
+def test_a_fold_is_open_until_it_is_closed(page):
+    fold = page.locator("#erase-advanced .ce-unfold")
+    fold.dblclick()
+    assert folds(page)["erase-advanced"] == ["true", True]
+    # Built anew by the page's own code, as it was sent; and our script is put into the page once more.
+    page.evaluate("""() => {
+        const fold = document.getElementById('erase-advanced');
+        fold.removeAttribute('data-open');
+        const anew = fold.cloneNode(true);
+        anew.querySelector('.ce-unfold').setAttribute('aria-expanded', 'false');
+        fold.replaceWith(anew);
+        const ours = [...document.scripts].find((script) => script.textContent.includes('ce-unfold'));
+        const again = document.createElement('script');
+        again.textContent = ours.textContent;
+        document.head.append(again);
+    }""")
+    assert folds(page)["erase-advanced"] == ["true", True]
+    fold.click()
+    assert folds(page)["erase-advanced"] == ["false", False]
+    fold.click()
+    assert folds(page)["erase-advanced"] == ["true", True]
+
+
 def test_settings_of_a_method_typed_right_after_it_was_chosen(page):
     studio.unfold(page, "erase-advanced")
     with slow(page):

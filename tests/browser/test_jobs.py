@@ -1,5 +1,7 @@
 """What runs and waits: listed on every tab and every page, with names, places and a button to cancel."""
 
+import time
+
 from playwright.sync_api import Page, expect
 
 from . import studio
@@ -48,3 +50,28 @@ def test_jobs_are_listed_kept_and_cancelled(own_demo, open_page):
     expect(third.locator("#jobs-list")).to_have_count(0)
     expect(studio.state(third, "erase")).to_have_attribute("data-state", "cancelled")
     open_page.excuse(*studio.LEFT)  # of the page that was loaded again
+
+
+def test_what_ended_while_the_page_was_closed_is_pointed_to(own_demo, open_page):
+    own_demo.start()
+    page = open_page(own_demo.url)
+    expect(page.locator("#jobs-missed section")).to_have_count(1)
+    begin(page, "twemoji", pictures=0)
+    page.wait_for_function("localStorage.getItem('ce-seen')")
+    page.close()
+    end = time.monotonic() + studio.WORK / 1000
+    while '"state": "done"' not in next(own_demo.folder.glob("jobs/*/job.json")).read_text():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    page = open_page(own_demo.url)
+    missed = page.locator("#jobs-missed li").filter(has_text="Erasing twemoji")
+    expect(page.locator("#jobs-missed")).to_contain_text("Finished while you were away")
+    missed.get_by_role("button", name="Open twemoji").click()
+    expect(page.locator("#library-item-words")).to_contain_text("twemoji")
+    expect(page.get_by_role("tab", name="Library", exact=True)).to_have_attribute("aria-selected", "true")
+    expect(missed).to_be_hidden()
+    page.wait_for_timeout(1200)  # the page remembers by now that this was seen
+    page.reload()
+    expect(page.locator("#jobs-missed section")).to_have_count(1)
+    expect(page.locator("#jobs-missed li")).to_have_count(0)
+    open_page.excuse(*studio.LEFT)  # of the pages that were left

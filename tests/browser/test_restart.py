@@ -24,7 +24,8 @@ def erase(page: Page, name: str, anchor: str, n: int) -> None:
     page.locator("#erase-go").click()
 
 
-def test_work_goes_on_after_kill_9(own_demo, open_page):
+def test_work_goes_on_after_kill_9(own_demo, open_page, tmp_path, monkeypatch):
+    monkeypatch.setenv("CONCEPT_ERASE_CACHE", str(tmp_path / "cache"))  # nobody else writes into it, or drew before
     own_demo.start()
     page = open_page(own_demo.url)
     erase(page, "twemoji", "noto", 0)
