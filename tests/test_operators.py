@@ -160,7 +160,8 @@ def test_an_incomplete_file_is_refused(model, tmp_path, change):
 def test_a_probe_finds_the_concept_in_templates_it_never_saw_and_nothing_else(embedded, concept):
     found = gate(embedded, concept)
     around = surroundings(embedded, concept)
-    templates, contexts = profile(embedded, concept.kind).unseen, around.contexts[::9] if len(around.contexts) > 9 else around.contexts
+    templates = profile(embedded, concept.kind).unseen
+    contexts = around.contexts[::9] if len(around.contexts) > 9 else around.contexts
     with_it = [fill(t, concept.target, c) for t in templates for c in contexts]
     without = [fill(t, n, contexts[i % len(contexts)]) for t in templates for i, n in enumerate(around.neighbours)]
     assert opened(embedded, found, with_it) == len(with_it) > 20
