@@ -1,5 +1,9 @@
 """UCE as published against UCE as this package solves it: seconds, memory, file size, and that the edits agree.
 
+Beside the two at the same settings stands `default`: a list of single erasures as people get them who set nothing, each
+with an anchor of its own choice, without scores. All sides run on one thread, and CPU seconds (user and system) tell
+what a machine that others keep busy does not change.
+
 One run measures both on the same machine, model and names, so the ratios are the result; the seconds are this
 machine's. The model is Stable Diffusion 1.4 in layout and size with random weights: the cost of a closed-form edit
 depends on shapes alone, and nothing has to be downloaded.
@@ -12,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import random
@@ -27,10 +32,11 @@ from typing import Any
 MIB = 2**20  # bytes
 ANCHOR = "art"
 RIDGE, ERASE_SCALE, PRESERVE_SCALE = 0.5, 1.0, 1.0  # the published defaults
-SIDES = ("reference", "ours")
-PER_LAYER = "CLOSED_FORM_ENCODE_PER_LAYER"  # set for the processes of a run with --per-layer
+SIDES = ("reference", "ours", "default")
+SAME = SIDES[:2]  # of the same settings: their edits must agree
 QUANTITIES = {
-    "edit_seconds": "edit, s",
+    "edit_cpu_seconds": "edit, CPU s",
+    "cpu_seconds": "process, CPU s",
     "process_seconds": "process, s",
     "peak_mib": "peak, MiB",
     "file_mib": "file, MiB",
@@ -114,12 +120,11 @@ def reference(folder: Path, targets: list[str], preserved: list[str], out: Path)
     """The published formulation (arXiv:2308.14761, eq. 7): the whole pipeline, float32, one solve per layer.
 
     `W' = (lambda W + a sum W g c^T + b sum W p p^T) (lambda I + a sum c c^T + b sum p p^T)^-1`, the sums added up
-    name by name. Names are padded to the encoder's length. They are encoded once, or again for
-    every layer (`PER_LAYER`).
+    name by name. Names are padded to the encoder's length, and every distinct one is encoded once.
 
     Returns:
-        Seconds from the names to the new weights in memory, encoding included, loading and saving not; the file with
-        the edited weights, whole.
+        CPU seconds from the names to the new weights in memory, encoding included, loading and saving not; the file
+        with the edited weights, whole.
     """
     import torch
     from diffusers import StableDiffusionPipeline
@@ -134,24 +139,23 @@ def reference(folder: Path, targets: list[str], preserved: list[str], out: Path)
         return pipe.text_encoder(tokens.input_ids).last_hidden_state[0, last]
 
     embedding("")  # a first pass costs more than the others
-    start = time.perf_counter()
+    start = time.process_time()
     layers = {n: m for n, m in pipe.unet.named_modules() if n.endswith(("attn2.to_k", "attn2.to_v"))}
     embedded = {name: embedding(name) for name in dict.fromkeys([*targets, ANCHOR, *preserved])}
-    look = embedding if os.environ.get(PER_LAYER) else embedded.__getitem__
     edited = {}
     for path, layer in layers.items():
         numerator = RIDGE * layer.weight
         system = RIDGE * torch.eye(layer.in_features)
         for target in targets:
-            c, g = look(target), look(ANCHOR)
+            c, g = embedded[target], embedded[ANCHOR]
             numerator += ERASE_SCALE * torch.outer(layer(g), c)
             system += ERASE_SCALE * torch.outer(c, c)
         for name in preserved:
-            p = look(name)
+            p = embedded[name]
             numerator += PRESERVE_SCALE * torch.outer(layer(p), p)
             system += PRESERVE_SCALE * torch.outer(p, p)
         edited[f"{path}.weight"] = numerator @ torch.inverse(system)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     save_file(edited, out / "edited.safetensors")
     # Beside the published file, less than a megabyte: the exact solution is computed from these afterwards.
     save_file({name: x.clone() for name, x in embedded.items()}, out / "embeddings.safetensors")
@@ -162,8 +166,8 @@ def ours(folder: Path, targets: list[str], preserved: list[str], out: Path) -> t
     """`concept_erase.erase` with the published settings; it writes both adapter forms, a card and a report.
 
     Returns:
-        Seconds from the concepts to the factors in memory, encoding included, loading and saving not; one of the two
-        adapter files, float32.
+        CPU seconds from the concepts to the factors in memory, encoding included, loading and saving not; one of the
+        two adapter files, float32.
     """
     from concept_erase import Concept, erase, open_model
     from concept_erase.methods.uce import UCE
@@ -172,9 +176,9 @@ def ours(folder: Path, targets: list[str], preserved: list[str], out: Path) -> t
 
     class Timed(UCE):
         def edit(self, *args: Any, **options: Any) -> Any:
-            start = time.perf_counter()
+            start = time.process_time()
             edit = super().edit(*args, **options)
-            seconds.append(time.perf_counter() - start)
+            seconds.append(time.process_time() - start)
             return edit
 
     model = open_model(folder)
@@ -187,6 +191,20 @@ def ours(folder: Path, targets: list[str], preserved: list[str], out: Path) -> t
     return seconds[0], file
 
 
+def default(folder: Path, targets: list[str], preserved: list[str], out: Path) -> tuple[float, Path]:
+    """`concept_erase.erase` of one name after the other with nothing set but that no scores are taken.
+
+    Returns:
+        CPU seconds of all erasures, the choice of anchors and all files included; one of the adapter files.
+    """
+    from concept_erase import erase, open_model
+
+    model = open_model(folder)
+    start = time.process_time()
+    files = [erase(target, model, out=out / f"{i}", n=0).files["adapter"] for i, target in enumerate(targets)]
+    return time.process_time() - start, files[0]
+
+
 # -- measuring -----------------------------------------------------------------------------------------------------
 
 
@@ -195,10 +213,12 @@ def say(text: str) -> None:
 
 
 def in_process(job: str, folder: Path, out: Path, options: argparse.Namespace, count: int = 1) -> dict[str, Any]:
-    """What a job prints, with "process_seconds" from spawn to exit and "peak_mib" of resident memory."""
+    """What a job prints, with seconds and CPU seconds from spawn to exit and "peak_mib" of resident memory."""
     command = [sys.executable, __file__, "--job", job, str(folder), str(out), "--size", options.size]
     command += ["--concepts", str(count), "--preserve", str(options.preserve)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    environment["CONCEPT_ERASE_CACHE"] = str(options.work / "seen")  # what is kept of a base from run to run
     with tempfile.TemporaryFile("w+") as remarks:
         start = time.perf_counter()
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=remarks, env=environment, text=True) as process:
@@ -211,7 +231,9 @@ def in_process(job: str, folder: Path, out: Path, options: argparse.Namespace, c
             say(remarks.read()[-4000:])
             raise SystemExit(f"{job} with {count} concepts ended with code {process.returncode}")
     peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # bytes on macOS, KiB elsewhere
-    return {**json.loads(printed.splitlines()[-1]), "process_seconds": seconds, "peak_mib": peak / MIB}
+    cpu = usage.ru_utime + usage.ru_stime
+    told = json.loads(printed.splitlines()[-1])
+    return {**told, "cpu_seconds": cpu, "process_seconds": seconds, "peak_mib": peak / MIB}
 
 
 def compare(folder: Path, edited: Path, adapter: Path, targets: list[str], preserved: list[str]) -> dict[str, float]:
@@ -279,22 +301,25 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             out.mkdir()
             say(f"{side}: {count} to erase, {options.preserve} to preserve, {label}")
             result = in_process(side, folder, out, options, count)
-            say(f"  edit {result['edit_seconds']:.2f} s, process {result['process_seconds']:.2f} s")
+            say(f"  CPU seconds: edit {result['edit_cpu_seconds']:.2f}, process {result['cpu_seconds']:.2f}")
             return result
 
         threads = 0
-        for side in SIDES:  # not counted: files enter the page cache, modules are compiled
+        for side in options.sides:  # not counted: files enter the page cache, modules are compiled, a base is described
             threads = run(side, 1, "warm-up")["threads"]
-        measured = {n: {side: run(side, n, f"measured at {n}") for side in SIDES} for n in options.concepts}
+        measured = {n: {side: run(side, n, f"measured at {n}") for side in options.sides} for n in options.concepts}
         runs = []
         for count, sides in measured.items():
-            say(f"comparing the edits of {count}")
-            files = [Path(sides[side]["file"]) for side in SIDES]
-            apart = compare(folder, *files, *names(count, options.preserve))
-            kept = {side: {quantity: sides[side][quantity] for quantity in QUANTITIES} for side in SIDES}
-            ratios = {quantity: kept["reference"][quantity] / kept["ours"][quantity] for quantity in QUANTITIES}
-            runs.append({"concepts": count, **kept, "ratios": ratios, "difference": apart})
-    return {"machine": machine(threads), "size": options.size, "preserved": options.preserve, "runs": runs}
+            kept = {side: {quantity: sides[side][quantity] for quantity in QUANTITIES} for side in sides}
+            found: dict[str, Any] = {"concepts": count, **kept}
+            if sides.keys() >= set(SAME):
+                say(f"comparing the edits of {count}")
+                files = [Path(sides[side]["file"]) for side in SAME]
+                found["ratios"] = {q: kept["reference"][q] / kept["ours"][q] for q in QUANTITIES}
+                found["difference"] = compare(folder, *files, *names(count, options.preserve))
+            runs.append(found)
+    told = {"machine": machine(threads), "load": list(os.getloadavg()), "command": sys.argv[1:]}
+    return {**told, "size": options.size, "preserved": options.preserve, "runs": runs}
 
 
 def show(result: dict[str, Any]) -> None:
@@ -309,13 +334,14 @@ def show(result: dict[str, Any]) -> None:
     for title in ("erased", "", *QUANTITIES.values(), "error of the edit"):
         table.add_column(title, justify="right" if title else "left")
     for run in result["runs"]:
-        for side in SIDES:
-            error = f"{run['difference'][f'{side}_error']:.1e}"
+        for side in (s for s in SIDES if s in run):
+            apart = run.get("difference", {}).get(f"{side}_error")
+            error = "" if apart is None else f"{apart:.1e}"
             table.add_row(str(run["concepts"]), side, *(f"{x:,.2f}" for x in run[side].values()), error)
-        ratios = (f"{x:.1f}" for x in run["ratios"].values())
+        ratios = (f"{x:.1f}" for x in run.get("ratios", dict.fromkeys(QUANTITIES, math.nan)).values())
         table.add_row(str(run["concepts"]), "ratio", *ratios, "", style="bold", end_section=True)
-    Console().print(table)
-    for run in result["runs"]:
+    Console(width=120).print(table)
+    for run in (r for r in result["runs"] if "difference" in r):
         sizes = "{relative:.1e} of the edit, {absolute:.1e} in an entry, over {layers} layers".format(
             **run["difference"]
         )
@@ -331,25 +357,21 @@ def main() -> None:
     parser.add_argument("--concepts", type=int, nargs="+", default=[1, 10, 100], help="how many to erase, in turn")
     parser.add_argument("--preserve", type=int, default=20, help="how many names must stay")
     parser.add_argument("--size", choices=("full", "tiny"), default="full", help="tiny is for trying things out")
-    parser.add_argument(
-        "--per-layer", action="store_true", help="the reference encodes every name again for every layer"
-    )
+    parser.add_argument("--sides", choices=SIDES, nargs="+", default=SIDES, help="what to measure (default: all)")
     parser.add_argument("--json", type=Path, help="file for the JSON; printed when not given")
     parser.add_argument("--job", nargs=3, help=argparse.SUPPRESS)  # what, model folder, output folder: see in_process
     options = parser.parse_args()
     if min(options.concepts) < 1 or options.preserve < 0 or max(options.concepts) + options.preserve > 1000:
         parser.error("--concepts must be at least 1, --preserve at least 0, and both together at most 1000")
-    if options.per_layer:
-        os.environ[PER_LAYER] = "1"
     if options.job:
         job, folder, out = options.job[0], Path(options.job[1]), Path(options.job[2])
         if job == "layout":
             write_layout(folder, options.size)
             done = {}
         else:
-            side = {"reference": reference, "ours": ours}[job]
+            side = {"reference": reference, "ours": ours, "default": default}[job]
             seconds, file = side(folder, *names(options.concepts[0], options.preserve), out)
-            done = {"edit_seconds": seconds, "file": str(file), "file_mib": file.stat().st_size / MIB}
+            done = {"edit_cpu_seconds": seconds, "file": str(file), "file_mib": file.stat().st_size / MIB}
         print(json.dumps({**done, "threads": sys.modules["torch"].get_num_threads()}))
         return
     if options.json:  # now, not when the measuring is done

@@ -43,7 +43,7 @@ class Moments:
             sums: CC and MC.
         """
         if columns is not None and columns[0].shape[1] > len(columns[0]):
-            columns, sums = None, _sums(*columns)
+            columns, sums = None, _sums(columns[0], columns[1])
         self.way, self.n, self.columns, self._given = way, n, columns, sums
 
     @cached_property
@@ -51,7 +51,7 @@ class Moments:
         if self._given is not None:
             return self._given
         assert self.columns is not None, "moments have one or the other"
-        return _sums(*self.columns)
+        return _sums(self.columns[0], self.columns[1])
 
     @property
     def CC(self) -> Tensor:  # noqa: N802

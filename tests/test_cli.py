@@ -117,6 +117,15 @@ def test_help_and_lists_import_nothing_heavy(arguments):
     assert done.stdout.splitlines()[-1] == "heavy:"
 
 
+@pytest.mark.parametrize(("own", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_wait_without_spinning_unless_the_user_says_so(own, expected, monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if own:
+        monkeypatch.setenv("OMP_WAIT_POLICY", own)
+    report = "import atexit, os; atexit.register(lambda: print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules))"
+    assert command("methods", before=report).stdout.splitlines()[-1] == f"{expected} False", "before torch reads it"
+
+
 def test_the_module_runs_as_a_program():
     done = python("-m", "concept_erase", "erase", "")
     assert done.returncode == 2
