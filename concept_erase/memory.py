@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from concept_erase.errors import AdapterFileError, OutputError
+from concept_erase.errors import OutputError
 from concept_erase.files import atomic_write
 
 MOST = 2 * 2**30  # bytes that are kept in all; what was used longest ago goes first
@@ -29,18 +29,17 @@ def kept(depends_on: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]) -
 
     A file that is damaged is made again; a folder that cannot be written costs time, nothing else.
     """
-    from safetensors.torch import save
-
-    from concept_erase.formats import read_safetensors
+    from safetensors import SafetensorError
+    from safetensors.torch import load, save
 
     key = hashlib.sha256(json.dumps(depends_on, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
     file = cache_folder() / "bases" / f"{key}.safetensors"
     if file.is_file():
         try:
-            tensors, _ = read_safetensors(file)
+            tensors = load(file.read_bytes())
             os.utime(file)  # it was used
             return tensors
-        except (AdapterFileError, OSError):
+        except (SafetensorError, OSError):
             pass
     tensors = make()
     try:

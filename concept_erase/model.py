@@ -8,7 +8,8 @@ import json
 import re
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -86,6 +87,7 @@ class Model:
         self._paths: dict[Site, list[str]] = {}
         self._memory, self._states = Memory(_MADE), Memory(_STATES)
         self._ids = Memory(_PROMPTS)
+        self._stored_states: Mapping[tuple[int, ...], Tensor] = {}
 
     # -- layers ------------------------------------------------------------------------------------------------
 
@@ -325,7 +327,19 @@ class Model:
 
         Whole calls are remembered, never single rows: what a row is batched with may change its last bits.
         """
+        stored = [self._stored_states.get(row, ()) for row in rows]
+        if all(len(states) >= n for states, n in zip(stored, upto, strict=True)):
+            return [cast("Tensor", states)[:n] for states, n in zip(stored, upto, strict=True)]
         return self._states.recall((rows, upto), lambda: self.encode(rows, upto))
+
+    @contextmanager
+    def serving(self, states: Mapping[tuple[int, ...], Tensor]) -> Iterator[None]:
+        """Meanwhile calls of `states` whose rows are all among these are answered from here."""
+        before, self._stored_states = self._stored_states, states
+        try:
+            yield
+        finally:
+            self._stored_states = before
 
     def remembered(self, key: Hashable, make: Callable[[], T]) -> T:
         """What `make` returned for this key; what was not asked for longest is forgotten when it grows too large."""
@@ -397,6 +411,17 @@ def files_digest(folder: Path, components: Sequence[str]) -> str:
         digest.update(file.relative_to(folder).as_posix().encode())
         digest.update(embedded.sha256(file).encode())
     return digest.hexdigest()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums in one order, whoever computes them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Memory:

@@ -138,6 +138,17 @@ class Kept:
     def __add__(self, other: Kept) -> Kept:
         return Kept(self.PP + other.PP, self.n + other.n)
 
+    def __sub__(self, other: Kept) -> Kept:
+        return Kept(self.PP - other.PP, self.n - other.n)
+
+    def times(self, weight: int) -> Kept:
+        """Every column so many times."""
+        return Kept(weight * self.PP, weight * self.n)
+
+    @staticmethod
+    def none(model: Model, n: int = 0) -> Kept:
+        return Kept(torch.zeros_like(model.gram), n)
+
     @staticmethod
     def of(P: Tensor, n: int | None = None) -> Kept:
         """Moments of columns (d, k), which stand for n; k may be 0."""
@@ -195,11 +206,15 @@ def of_kept(model: Model, groups: Sequence[tuple[Prompt, ...]], tokens: Tokens, 
         return model.remembered((Kept, group, tokens, padding), lambda: _kept(model, group, tokens, padding))
 
     def whole() -> Kept:
-        prompts = sum(len(group) for group in groups)
-        (bos,) = model.encode([groups[0][0].ids[:1]], [1])
-        return sum(map(part, groups), Kept(prompts * bos.T.double() @ bos.double(), 1))
+        return sum(map(part, groups), beginnings(model, sum(map(len, groups))) + Kept.none(model, 1))
 
     return model.remembered((Kept, tuple(groups), tokens, padding), whole)
+
+
+def beginnings(model: Model, prompts: int) -> Kept:
+    """BOS of so many prompts, which counts as no column: its move is 0 or nobody's concern."""
+    (bos,) = model.encode([model.token_ids("")[:1]], [1])
+    return Kept(prompts * bos.T.double() @ bos.double(), 0)
 
 
 def _kept(model: Model, group: tuple[Prompt, ...], tokens: Tokens, padding: int) -> Kept:

@@ -17,11 +17,9 @@ from concept_erase.vocabulary import knows, nearest, vocabulary, whole_words
 
 ALONE = ("a {target}", "an icon of a {target}", "{target}")  # a context without any concept
 _NEAR = 16  # words of a base that are nearest to a concept: they weigh more among what must stay
-_WEIGHT = 4  # how often each of their prompts counts
-_PROMPTS = 3  # of a word
+WEIGHT = 4  # how often each of their prompts counts
 _PRESERVED = 24  # of a name that the user preserves
 _FEW = 8  # names that a domain has at least
-_CHUNK = 8  # words whose prompts are read together
 _JOINT = 32  # concepts of one solve up to which each one's nearest words weigh more
 
 
@@ -164,16 +162,19 @@ def preserved_groups(model: Model, concepts: Sequence[Concept], n: int, part: in
     """Prompts that must not move, in groups that many concepts share; a group that is there several times weighs more.
 
     The empty prompt first. On the embedded generator about n prompts for each kind of concept: contexts alone, then
-    each neighbour in its own templates and contexts. On any other base the n best known words of its vocabulary, three
-    prompts each, then the same of what is nearest to the concepts or named to be preserved, which count `_WEIGHT`
-    times. Whatever else is erased, a name's prompts are the same, so a list of concepts encodes them once.
+    each neighbour in its own templates and contexts. On any other base three prompts of each of the n best known words
+    of its vocabulary, of which those nearest to the concepts count `WEIGHT` times, as do those of what is named to be
+    preserved. Whatever else is erased, a name's prompts are the same, so a list of concepts encodes them once.
     """
-    empty = (Prompt(tuple(model.token_ids("")), 1, 1),)
     if n == 0:
-        return [empty]
-    erased = Lookup(c.target for c in concepts)
+        return [(empty_prompt(model),)]
     if not model.is_embedded:
-        return [empty, *_words(model, concepts, erased, n, part)]
+        spoken, near = said_of_words(model, n, part), close_words(model, concepts)
+        free = free_of(spoken, concepts)
+        broad = tuple(s.prompt for s in free)
+        close = tuple(s.prompt for s in free if s.word in near)
+        return [(empty_prompt(model),), broad, *[close] * (WEIGHT - 1 if close else 0), *named(model, concepts, part)]
+    erased = Lookup(c.target for c in concepts)
     groups: dict[Hashable, tuple[Prompt, ...]] = {}
     for concept in concepts:
         around = surroundings(model, concept)
@@ -193,25 +194,76 @@ def preserved_groups(model: Model, concepts: Sequence[Concept], n: int, part: in
                 ]
                 chosen = random.Random(name).sample(places, min(share, len(places)))
                 groups[key] = _prompts(model, chosen)
-    return [empty, *groups.values()]
+    return [(empty_prompt(model),), *groups.values()]
 
 
-def _words(model: Model, concepts: Sequence[Concept], erased: Lookup, n: int, part: int) -> list[tuple[Prompt, ...]]:
-    """Groups of prompts of a base's words, and those of the nearest ones and of what is preserved again."""
-    top = vocabulary(model).top[:n]
-    groups = [_said(model, top[i : i + _CHUNK], None, erased, part) for i in range(0, len(top), _CHUNK)]
-    close: dict[tuple[str, Kind], int] = {}
+def empty_prompt(model: Model) -> Prompt:
+    return Prompt(tuple(model.token_ids("")), 1, 1)
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """A prompt of a word of the base's vocabulary, with another as its context, "" if it has none."""
+
+    word: str
+    context: str
+    prompt: Prompt
+
+
+def said_of_words(model: Model, n: int, part: int) -> tuple[Spoken, ...]:
+    """Three prompts of each of the n best known words, two as a thing and one as a style: of the base alone."""
+
+    def make() -> tuple[Spoken, ...]:
+        found: dict[tuple[int, ...], Spoken] = {}
+        for word in vocabulary(model).top[:n]:
+            for template, context in _said(model, word, (Kind.OBJECT, Kind.OBJECT, Kind.STYLE), part):
+                prompt = read(model, template, word, context)
+                found.setdefault(prompt.ids, Spoken(word, context, prompt))
+        return tuple(found.values())
+
+    return model.remembered((Spoken, n, part), make)
+
+
+def free_of(spoken: Sequence[Spoken], concepts: Sequence[Concept]) -> list[Spoken]:
+    """Those in which nothing that is erased is said."""
+    erased = Lookup(c.target for c in concepts)
+    held = {w for w in {s.word for s in spoken} | {s.context for s in spoken} if w and erased.within(w)}
+    return [s for s in spoken if s.word not in held and s.context not in held]
+
+
+def close_words(model: Model, concepts: Sequence[Concept]) -> frozenset[str]:
+    """Words that are nearest to the concepts; none where these are too many to be looked up."""
+    if len(concepts) > _JOINT:
+        return frozenset()
+    return frozenset(word for concept in concepts for word in nearby(model, concept))
+
+
+def named(model: Model, concepts: Sequence[Concept], part: int) -> list[tuple[Prompt, ...]]:
+    """Prompts of what the user preserves, or of the built-in names of the kind that the base knows, `WEIGHT` times."""
+    erased = Lookup(c.target for c in concepts)
+    wanted: dict[tuple[str, Kind], int] = {}
     for concept in concepts:
-        near = nearby(model, concept) if len(concepts) <= _JOINT else ()
-        own = () if concept.preserve else _known(model, PROFILES[concept.kind].neighbours)
-        close |= dict.fromkeys(((name, concept.kind) for name in apart((*near, *own), erased)), _PROMPTS)
+        own = () if concept.preserve else apart(_known(model, PROFILES[concept.kind].neighbours), erased)
+        wanted |= dict.fromkeys(((name, concept.kind) for name in own), 3)
     for concept in concepts:
         given = apart(concept.preserve, erased, concept.preserve)
-        close |= dict.fromkeys(((name, concept.kind) for name in given), _PRESERVED)
-    for kind, count in dict.fromkeys((kind, count) for (_, kind), count in close.items()):
-        names = tuple(name for (name, of), many in close.items() if (of, many) == (kind, count))
-        groups += [_said(model, names, kind, erased, part, count)] * _WEIGHT
+        wanted |= dict.fromkeys(((name, concept.kind) for name in given), _PRESERVED)
+    groups = []
+    for (name, kind), count in wanted.items():
+        places = [(t, name, c) for t, c in _said(model, name, (kind,) * count, part) if not erased.within(c)]
+        groups += [_prompts(model, places)] * WEIGHT
     return [group for group in groups if group]
+
+
+def _said(model: Model, name: str, kinds: Sequence[Kind], part: int) -> list[tuple[str, str]]:
+    """(template, context) of a prompt for each kind; the same for a name whatever else is asked for."""
+    dice = random.Random(f"{name} {part}")
+    places = []
+    for kind in kinds:
+        slot = dice.choice(model.remembered((slots, kind, part), lambda kind=kind: _places(model, kind, part)))  # type: ignore[misc]
+        if not holds(slot[1], name) and _fits(model, (slot[0], name, slot[1])):
+            places.append(slot)
+    return places
 
 
 def _fits(model: Model, place: tuple[str, str, str]) -> bool:
@@ -219,24 +271,6 @@ def _fits(model: Model, place: tuple[str, str, str]) -> bool:
         return bool(read(model, *place))
     except InputError:
         return False
-
-
-def _said(
-    model: Model, names: Sequence[str], kind: Kind | None, erased: Lookup, part: int, count: int = _PROMPTS
-) -> tuple[Prompt, ...]:
-    """`count` prompts of each name: of its kind, or two thirds as a thing and the rest as a style where it has none."""
-    places = []
-    for name in names:
-        if kind is None and erased.within(name):
-            continue
-        dice = random.Random(f"{name} {part}")
-        for i in range(count):
-            of = kind or (Kind.STYLE if i % 3 == 2 else Kind.OBJECT)
-            template, context = dice.choice(model.remembered((slots, of, part), lambda of=of: _places(model, of, part)))  # type: ignore[misc]
-            place = (template, name, context)
-            if not erased.within(context) and not holds(context, name) and _fits(model, place):
-                places.append(place)
-    return _prompts(model, places)
 
 
 def preserved_prompts(model: Model, concepts: Sequence[Concept], n: int, part: int = 0) -> list[Prompt]:

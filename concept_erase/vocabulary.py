@@ -8,8 +8,7 @@ word that is said of things and leaves them apart ("pixel", "blue") combines wit
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from concept_erase import memory, nonsense
 from concept_erase.concepts import Concept, Kind, fill
 from concept_erase.errors import InputError
-from concept_erase.model import Model
+from concept_erase.model import Model, one_thread
 
 _VERSION = 1  # of what is kept on disk; another one is computed anew
 _SEEN = 2000  # whole words that are looked at, the most frequent first
@@ -134,7 +133,7 @@ def _described(model: Model) -> Vocabulary:
     def things() -> dict[str, Tensor]:
         return {"words": _states(model, seen, [(t, "") for t in _SAID]), "nonsense": _nonsense_states(model)}
 
-    with _one_thread():  # whoever computes it gets the same bits
+    with one_thread():  # whoever computes it gets the same bits
         said = memory.kept({**on, "what": "things", "words": seen}, things)
     null = said["nonsense"].mean(0)
     effects = said["words"] - null
@@ -152,7 +151,7 @@ def _described(model: Model) -> Vocabulary:
         few = _names(model)[: _NONSENSE // 2]
         return {"words": _states(model, tried, places), "nonsense": _states(model, few, places)}
 
-    with _one_thread():
+    with one_thread():
         styled = memory.kept({**on, "what": "styles", "words": tried, "places": places}, styles)
     ground = styled["nonsense"].mean(0)
     moved = (styled["words"] - ground).mean(1)
@@ -215,13 +214,3 @@ def _states(model: Model, names: Sequence[str], places: Sequence[tuple[str, str]
     rows = [model.token_ids(fill(t, name, c)) for name in names for t, c in places]
     states = model.encode(rows, [len(row) for row in rows])
     return torch.stack([state[-1] for state in states]).view(len(names), len(places), -1)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -14,10 +14,11 @@ from concept_erase.errors import InputError, NumericalError
 from concept_erase.lowrank import LowRank
 from concept_erase.methods import Edit, Run
 from concept_erase.model import Model
-from concept_erase.moments import ILL_CONDITIONED, UNFACTORED, Kept, Moments, of_kept, of_pairs
+from concept_erase.moments import ILL_CONDITIONED, UNFACTORED, Kept, Moments, of_pairs
 from concept_erase.names import distinct, without
+from concept_erase.retained import kept
 from concept_erase.streams import Tokens, columns, fold, read
-from concept_erase.surroundings import concept_prompts, preserved_groups
+from concept_erase.surroundings import concept_prompts
 
 STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 COLLATERAL = 4.0  # weight of what is done to the rest against what is left undone
@@ -313,7 +314,6 @@ class UCE:
     def _kept(self, model: Model, concepts: Sequence[Concept], part: int = 0) -> Kept:
         """Of what must stay; part 1 has other contexts than part 0."""
         if not self.bare:
-            groups = preserved_groups(model, concepts, self.preserve_prompts, part)
-            return of_kept(model, groups, self.tokens, self.padding)
+            return kept(model, concepts, self.preserve_prompts, self.tokens, part, self.padding)
         names = distinct(without((p for c in concepts for p in c.preserve), *(c.target for c in concepts)))
         return Kept.of(columns(model, [read(model, "{target}", p) for p in names], self.tokens))
