@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
 
@@ -23,6 +22,8 @@ class Judge(nn.Module):
     """
 
     def __init__(self, styles: list[str], objects: list[str], channels: tuple[int, ...] = (32, 64, 96, 192)) -> None:
+        from timm.models.resnet import BasicBlock, ResNet  # takes longer to import than an edit to make
+
         super().__init__()
         self.styles, self.objects, self.channels = list(styles), list(objects), tuple(channels)
         body: Any = ResNet(

@@ -42,8 +42,10 @@ class Moments:
             columns: As the attribute; or
             sums: CC and MC.
         """
-        if columns is not None and columns[0].shape[1] > len(columns[0]):
-            columns, sums = None, _sums(columns[0], columns[1])
+        if columns is not None:
+            C, M = columns
+            if C.shape[1] > len(C):
+                columns, sums = None, _sums(C, M)
         self.way, self.n, self.columns, self._given = way, n, columns, sums
 
     @cached_property
