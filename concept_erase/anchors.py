@@ -17,7 +17,8 @@ from concept_erase.vocabulary import nearest
 # How often pictures of a candidate are taken for the target: (candidate, prompts) -> rate in per cent.
 OwnRate = Callable[[str, Sequence[str]], Estimate]
 ACCEPTED = 10.0  # per cent
-NEAREST = 6
+NEAREST = 4
+AS_GOOD = 1.25  # times the least cost: among these the furthest is taken, whose pictures resemble the target's least
 TRIAL = UCE(contexts=12, strength=3.0)
 
 
@@ -32,8 +33,9 @@ def choose(
     """The concept with an anchor, and the reason for it in words.
 
     Of the candidates of the domain that are nearest to the target, as the denoiser sees it, the one whose closed-form
-    edit leaves least undone at least damage is best. But a candidate whose own pictures are taken for the target would
-    erase nothing, so where pictures can be judged the best one that passes is taken.
+    edit leaves least undone at least damage is best; of those that are about as good the furthest is taken. But a
+    candidate whose own pictures are taken for the target would erase nothing, so where pictures can be judged the best
+    one that passes is taken.
 
     Args:
         taken: Targets that are erased in the same solve; no anchor contains one of them as whole words.
@@ -49,12 +51,17 @@ def choose(
     if not candidates:
         raise InputError(f"every candidate for the anchor of {concept.target!r} is erased itself; name an anchor.")
     trial = replace(TRIAL, contexts=contexts)
-    near = [name for name, _ in nearest(model, concept, candidates)][:NEAREST]
+    closeness = dict(nearest(model, concept, candidates)[:NEAREST])
+    near = list(closeness)
     trials = {}
     for name in near:
         tried = replace(concept, anchor=name)
         _, trials[name] = trial.solved(model, [tried], trial.gather(model, tried))
-    ranked = sorted(near, key=lambda name: cost(trials[name]))
+    costs = {name: cost(trials[name]) for name in near}
+    good = AS_GOOD * min(costs.values())
+    ranked = sorted(
+        near, key=lambda name: (costs[name] > good, closeness[name] if costs[name] <= good else costs[name])
+    )
 
     def told(name: str) -> str:
         undone, damage = trials[name]["undone"], trials[name]["damage"]

@@ -86,7 +86,6 @@ def _retained(model: Model, n: int, tokens: Tokens, part: int, padding: int) -> 
             total = _of(model, held, [s.prompt for s in spoken], tokens, padding)
             return {"PP": total.PP, "n": torch.tensor(float(total.n))}
 
-        sums = memory.kept(
-            {**on, "what": "moments", "tokens": tokens.value, "padding": padding, "places": places}, summed
-        )
+        known = {**on, "what": "moments", "tokens": tokens.value, "padding": padding, "places": places}
+        sums = memory.kept(known, summed)
     return Retained(spoken, served, Kept(sums["PP"], int(sums["n"])))

@@ -200,12 +200,20 @@ def _nonsense_states(model: Model, words: int = 1) -> Tensor:
 
 def _effects(model: Model, slot: Slot, names: Sequence[str]) -> Tensor:
     """What names do in the places of a slot, (names, d) float64; 0 for one that does not fit the text encoder."""
-    rows = []
-    for name in names:
+    listed = {word: i for i, word in enumerate(slot.words)}
+
+    def effect(name: str) -> Tensor:
         try:
-            rows.append((_states(model, [name], slot.places)[0] - slot.null).mean(0))
+            return (_states(model, [name], slot.places)[0] - slot.null).mean(0)
         except InputError:
-            rows.append(torch.zeros_like(slot.null[0]))
+            return torch.zeros_like(slot.null[0])
+
+    rows = [
+        slot.effects[listed[name]]
+        if name in listed
+        else model.remembered((Slot, slot.places, name), lambda name=name: effect(name))  # type: ignore[misc]
+        for name in names
+    ]
     return torch.stack(rows).double() if rows else torch.zeros(0, slot.null.shape[1], dtype=torch.float64)
 
 

@@ -263,7 +263,7 @@ class UCE:
             fit = of_pairs(model, concept_prompts(model, concept, self.contexts), self.tokens, self.padding)
         if not self.checked:
             return Gathered(fit, fit)
-        prompts = concept_prompts(model, concept, self.contexts, part=1)
+        prompts = concept_prompts(model, concept, max(4, self.contexts // 2), part=1)  # they check one number
         return Gathered(fit, of_pairs(model, prompts, self.tokens, self.padding))
 
     def regathered(self, tensors: dict[str, Tensor]) -> Gathered:
