@@ -29,7 +29,7 @@ from concept_erase.streams import read as read_prompt
 from concept_erase.surroundings import ALONE, slots, spread, surroundings
 
 _OLD_NAME = "operator.safetensors"  # what earlier versions wrote
-_CONTEXTS = 4  # per template; a direction needs few
+_CONTEXTS = 16  # a direction needs few
 _OTHERS = 160  # prompts of other concepts, and as many of random words
 _WHOLE = 8  # how many of them are read to the last padding position
 _RIDGE = 1e-3  # of the mean variance

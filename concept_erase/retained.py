@@ -15,8 +15,8 @@ from torch import Tensor
 from concept_erase import memory
 from concept_erase.concepts import Concept
 from concept_erase.model import Model, one_thread
-from concept_erase.moments import Kept, of_kept
-from concept_erase.streams import PADDING, Prompt, Tokens
+from concept_erase.moments import Kept, beginnings, of_kept
+from concept_erase.streams import PADDING, Prompt, Tokens, condensed_columns
 from concept_erase.surroundings import (
     WEIGHT,
     Spoken,
@@ -63,8 +63,8 @@ def _of(model: Model, held: Retained, prompts: Sequence[Prompt], tokens: Tokens,
     if not prompts:
         return Kept.none(model)
     with model.serving(held.states):
-        found = of_kept(model, [tuple(prompts)], tokens, padding)
-    return found - Kept.none(model, 1)
+        P, _, n = condensed_columns(model, [(p, p) for p in prompts], tokens, padding)
+    return Kept.of(P, n) + beginnings(model, len(prompts))
 
 
 def _retained(model: Model, n: int, tokens: Tokens, part: int, padding: int) -> Retained:

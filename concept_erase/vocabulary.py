@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from concept_erase import memory, nonsense
-from concept_erase.concepts import Concept, Kind, fill
+from concept_erase.concepts import PROFILES, Concept, Kind, fill
 from concept_erase.errors import InputError
 from concept_erase.model import Model, one_thread
 
@@ -200,21 +200,41 @@ def _nonsense_states(model: Model, words: int = 1) -> Tensor:
 
 def _effects(model: Model, slot: Slot, names: Sequence[str]) -> Tensor:
     """What names do in the places of a slot, (names, d) float64; 0 for one that does not fit the text encoder."""
-    listed = {word: i for i, word in enumerate(slot.words)}
-
-    def effect(name: str) -> Tensor:
-        try:
-            return (_states(model, [name], slot.places)[0] - slot.null).mean(0)
-        except InputError:
-            return torch.zeros_like(slot.null[0])
-
+    listed = dict(zip(slot.words, slot.effects, strict=True)) | _built_in(model, slot)
     rows = [
-        slot.effects[listed[name]]
+        listed[name]
         if name in listed
-        else model.remembered((Slot, slot.places, name), lambda name=name: effect(name))  # type: ignore[misc]
+        else model.remembered((Slot, slot.places, name), lambda name=name: _effect(model, slot, name))  # type: ignore[misc]
         for name in names
     ]
     return torch.stack(rows).double() if rows else torch.zeros(0, slot.null.shape[1], dtype=torch.float64)
+
+
+def _effect(model: Model, slot: Slot, name: str) -> Tensor:
+    try:
+        return (_states(model, [name], slot.places)[0] - slot.null).mean(0)
+    except InputError:
+        return torch.zeros_like(slot.null[0])
+
+
+def _built_in(model: Model, slot: Slot) -> dict[str, Tensor]:
+    """Effects of the names that every base is asked for, kept on disk."""
+    styled = len(slot.places) > len(_SAID)
+    kinds = (Kind.STYLE,) if styled else tuple(Kind)
+    asked = [n for kind in kinds for n in (*PROFILES[kind].neighbours, *PROFILES[kind].anchors)]
+    asked += () if styled else [n for kind in kinds for n in PROFILES[kind].contexts]
+    names = tuple(dict.fromkeys(asked))
+
+    def make() -> dict[str, Tensor]:
+        return {"effects": torch.stack([_effect(model, slot, name) for name in names])}
+
+    def kept() -> dict[str, Tensor]:
+        on = {"text encoder": model.text_hash, "version": _VERSION, "what": "names"}
+        with one_thread():
+            found = memory.kept({**on, "names": names, "places": slot.places}, make)
+        return dict(zip(names, found["effects"], strict=True))
+
+    return model.remembered((Slot, slot.places), kept)
 
 
 def _states(model: Model, names: Sequence[str], places: Sequence[tuple[str, str]]) -> Tensor:

@@ -7,7 +7,7 @@ from conftest import TWEMOJI
 
 from concept_erase import embedded
 from concept_erase import surroundings as around_module
-from concept_erase.anchors import ACCEPTED, NEAREST, TRIAL, choose
+from concept_erase.anchors import ACCEPTED, AS_GOOD, NEAREST, TRIAL, choose
 from concept_erase.concepts import PROFILES, Concept, Kind
 from concept_erase.errors import InputError
 from concept_erase.families import SD1
@@ -15,6 +15,7 @@ from concept_erase.methods.uce import cost
 from concept_erase.model import Model
 from concept_erase.statistics import rate
 from concept_erase.surroundings import (
+    WEIGHT,
     candidates,
     combining,
     concept_prompts,
@@ -157,12 +158,14 @@ def test_the_nearest_words_weigh_more_and_none_holds_the_target(model):
     concept = Concept("cat", Kind.OBJECT)
     groups = preserved_groups(model, [concept], 40)
     counted = {group: groups.count(group) for group in groups}
-    heavy = [group for group, times in counted.items() if times == 4]
-    assert len(heavy) == 1
-    words = {token for prompt in heavy[0] for token in prompt.ids}
+    (close,) = [group for group, times in counted.items() if times == WEIGHT - 1]
+    (broad,) = [group for group in counted if set(close) < set(group)]
+    assert counted[broad] == 1
     near = nearby(model, concept)
+    heads = {model.token_ids(word)[1] for word in near}
     assert near
-    assert any(set(model.token_ids(word)[1:-1]) <= words for word in near)
+    assert all(heads & set(prompt.ids) for prompt in close)
+    assert all(times == WEIGHT for group, times in counted.items() if group not in (broad, close, groups[0]))
     assert not any("cat" in word.split() for word in near)
     cat = model.token_ids("cat")[1:-1]
     assert not any(set(cat) <= set(prompt.ids) for group in groups for prompt in group)
@@ -178,10 +181,13 @@ def test_a_concept_without_an_anchor_has_no_pairs(model):
 
 @pytest.fixture(scope="module")
 def ranked(model):
-    """Candidates for FREE, best first: of the nearest, by what a trial edit leaves undone and damages."""
+    """Candidates for FREE, best first: by what a trial edit leaves and damages, the furthest of those as good."""
 
-    near = [name for name, _ in nearest(model, FREE, surroundings(model, FREE).anchors)][:NEAREST]
-    return sorted(near, key=lambda name: cost(TRIAL.edit(model, [replace(FREE, anchor=name)]).measures))
+    closeness = dict(nearest(model, FREE, surroundings(model, FREE).anchors)[:NEAREST])
+    costs = {name: cost(TRIAL.edit(model, [replace(FREE, anchor=name)]).measures) for name in closeness}
+    good = [name for name in closeness if costs[name] <= AS_GOOD * min(costs.values())]
+    rest = sorted(set(closeness) - set(good), key=costs.__getitem__)
+    return [*sorted(good, key=closeness.__getitem__), *rest]
 
 
 def test_a_given_anchor_is_kept_and_said(model):

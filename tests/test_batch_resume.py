@@ -197,7 +197,7 @@ def test_another_base_means_other_units(base_folder, base_copy, part):
 def test_tags_and_other_rows_do_not_change_a_unit(base_folder):
     plain = keys(listed(), job_of(base_folder))
     untagged = [{k: v for k, v in row.items() if k != "tags"} for row in ROWS]
-    other = keys(listed({"target": "blob", "anchor": "noto"}, *untagged), job_of(base_folder))
+    other = keys(listed({"target": "Piranesi", "anchor": "noto"}, *untagged), job_of(base_folder))
     assert all(other[row["target"]] == plain[row["target"]] for row in ROWS)
 
 
@@ -232,7 +232,7 @@ def test_duplicates_are_merged_to_the_same_bytes(finished, base_folder, tmp_path
 
 def test_another_row_does_only_what_is_new(copy, finished, base_folder):
     before, index = stamps(copy), finished[1]
-    new = {"target": "blob", "anchor": "noto", "tags": "painted"}
+    new = {"target": "Piranesi", "anchor": "noto", "tags": "painted"}
     longer = erase_list(listed(new, *ROWS), job_of(base_folder), copy)
     flat = next(j["folder"] for j in longer["joint"] if j["tag"] == "flat")
     assert inside(stamps(copy), *folders(index).values(), flat) == inside(before, *folders(index).values(), flat)

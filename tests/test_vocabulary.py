@@ -3,9 +3,12 @@
 import pytest
 import torch
 
-from concept_erase import embedded, memory, vocabulary
+from concept_erase import embedded, memory, retained, vocabulary
 from concept_erase.concepts import Concept, Kind
 from concept_erase.model import Model, open_model
+from concept_erase.moments import of_kept
+from concept_erase.streams import Tokens
+from concept_erase.surroundings import free_of, preserved_groups, said_of_words
 from concept_erase.vocabulary import knows, nearest, whole_words
 
 
@@ -116,3 +119,34 @@ def test_a_folder_that_cannot_be_written_costs_time_alone(tmp_path, monkeypatch)
     blocked.write_text("")
     monkeypatch.setenv("CONCEPT_ERASE_CACHE", str(blocked))
     assert memory.kept({"a": 1}, lambda: {"x": torch.ones(2)})["x"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_what_must_stay_is_the_same_however_it_is_summed_up(blind, kind):
+    concept = Concept("cat", kind, "dog", ("bear",))
+    for part in (0, 1):
+        whole = of_kept(blind, preserved_groups(blind, [concept], 60, part), Tokens.ALL)
+        quick = retained.kept(blind, [concept], 60, Tokens.ALL, part)
+        assert quick.n == whole.n
+        assert torch.allclose(quick.PP, whole.PP, atol=1e-6 * float(whole.PP.abs().max()))
+
+
+def test_nothing_that_is_erased_stays_in_the_sum(blind):
+    cat, dog = Concept("cat", Kind.OBJECT, "ball"), Concept("dog", Kind.OBJECT, "ball")
+    both = retained.kept(blind, [cat, dog], 400, Tokens.ALL)
+    one = retained.kept(blind, [cat], 400, Tokens.ALL)
+    assert both.n != one.n
+    spoken = said_of_words(blind, 400, 0)
+    assert any("cat" in (s.word, s.context) for s in spoken)
+    assert not any("cat" in (s.word, s.context) for s in free_of(spoken, [cat]))
+
+
+def test_a_further_concept_encodes_nothing_for_what_must_stay(blind, monkeypatch):
+    retained.kept(blind, [Concept("cat", Kind.OBJECT, "ball", ("bear",))], 400, Tokens.ALL)
+    second = Concept("horse", Kind.OBJECT, "ball", ("bear",))
+    nearest(blind, second)
+    encoded = []
+    encode = Model.encode
+    monkeypatch.setattr(Model, "encode", lambda self, rows, *a: (encoded.append(len(rows)), encode(self, rows, *a))[1])
+    retained.kept(blind, [second], 400, Tokens.ALL)
+    assert sum(encoded) <= 2
