@@ -238,13 +238,13 @@ def build(place: Place, tab: gr.Tab) -> None:
 
     settings = [place.model, place.scorer, *advanced.inputs]
     watched = [queue, watch, zip_row]
-    upload.change(check, [upload, *settings], [checked_html, kept, title, go, panel.status], **LIGHT)
+    upload.change(check, [upload, *settings], [checked_html, kept, title, go, panel.status], **panel.in_turn)
     go.click(start, [kept, title, force, *settings], panel.outputs, **panel.in_turn).then(
         look, panel.job, watched, **LIGHT
     )
     panel.job.change(look, panel.job, watched, **LIGHT)
     watch.tick(look, panel.job, watched, **LIGHT)
-    pack.click(make_zip, panel.job, [zip_file, panel.status], **LIGHT)
+    pack.click(make_zip, panel.job, [zip_file, panel.status], **panel.in_turn)
     tab.select(reopen, panel.job, panel.outputs[:4], **panel.in_turn).then(
         fill, [panel.job, panel.result], panel.result, **panel.in_turn
     )
