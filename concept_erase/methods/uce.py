@@ -246,21 +246,29 @@ class UCE:
 
     def edit(self, model: Model, concepts: Sequence[Concept], run: Run = Run()) -> Edit:
         """Move every concept onto its anchor on the text stream, its neighbours held in place."""
+        if self.bare:  # few tokens each: what all names have in common is encoded once
+            return self.finish(model, concepts, self._bare(model, concepts))
         gathered = self.gather(model, concepts[0])
         for concept in concepts[1:]:
             gathered = gathered + self.gather(model, concept)
         return self.finish(model, concepts, gathered)
 
-    def gather(self, model: Model, concept: Concept) -> Gathered:
-        """Of one concept all that the solve needs; its sum over concepts is what a joint solve needs."""
-        if self.bare:
+    def _bare(self, model: Model, concepts: Sequence[Concept]) -> Gathered:
+        pairs = []
+        for concept in concepts:
             target, anchor = read(model, "{target}", concept.target), read(model, "{target}", concept.anchor or "")
             if target.ids == anchor.ids:
                 told = f"{concept.target!r} and its anchor {concept.anchor!r} are the same tokens"
                 raise InputError(f"{told}; name another anchor.")
-            fit = of_pairs(model, [(target, anchor)], self.tokens, model.length)
-        else:
-            fit = of_pairs(model, concept_prompts(model, concept, self.contexts), self.tokens, self.padding)
+            pairs.append((target, anchor))
+        fit = of_pairs(model, pairs, self.tokens, model.length)
+        return Gathered(fit, fit)
+
+    def gather(self, model: Model, concept: Concept) -> Gathered:
+        """Of one concept all that the solve needs; its sum over concepts is what a joint solve needs."""
+        if self.bare:
+            return self._bare(model, [concept])
+        fit = of_pairs(model, concept_prompts(model, concept, self.contexts), self.tokens, self.padding)
         if not self.checked:
             return Gathered(fit, fit)
         prompts = concept_prompts(model, concept, max(4, self.contexts // 2), part=1)  # they check one number
