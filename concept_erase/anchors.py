@@ -17,7 +17,7 @@ from concept_erase.vocabulary import nearest
 # How often pictures of a candidate are taken for the target: (candidate, prompts) -> rate in per cent.
 OwnRate = Callable[[str, Sequence[str]], Estimate]
 ACCEPTED = 10.0  # per cent
-NEAREST = 4
+NEAREST = 6
 AS_GOOD = 1.25  # times the least cost: among these the furthest is taken, whose pictures resemble the target's least
 TRIAL = UCE(contexts=12, strength=3.0)
 
