@@ -18,7 +18,7 @@ from concept_erase.vocabulary import knows, nearest, vocabulary, whole_words
 ALONE = ("a {target}", "an icon of a {target}", "{target}")  # a context without any concept
 _NEAR = 16  # words of a base that are nearest to a concept: they weigh more among what must stay
 WEIGHT = 4  # how often each of their prompts counts
-_PRESERVED = 24  # of a name that the user preserves
+_PRESERVED, _GIVEN = 60, 480  # prompts of a name that the user preserves, and of all such names of a concept
 _FEW = 8  # names that a domain has at least
 _JOINT = 32  # concepts of one solve up to which each one's nearest words weigh more
 
@@ -66,7 +66,7 @@ def surroundings(model: Model, concept: Concept) -> Surroundings:
 
 def _looked_up(model: Model, concept: Concept) -> Surroundings:
     target, own = [concept.target], PROFILES[concept.kind]
-    near = [word for word in nearby(model, concept) if not holds(concept.target, word)][:_FEW]
+    near = nearby(model, concept)[:_FEW]
     styled = concept.kind in (Kind.STYLE, Kind.OBJECT)
     neighbours = concept.preserve or _enough(_known(model, apart(own.neighbours, target)), near if styled else ())
     # A neighbour of the same domain is a better anchor than a neutral word, whose prior may hold the concept itself;
@@ -247,7 +247,9 @@ def named(model: Model, concepts: Sequence[Concept], part: int) -> list[tuple[Pr
         wanted |= dict.fromkeys(((name, concept.kind) for name in own), 3)
     for concept in concepts:
         given = apart(concept.preserve, erased, concept.preserve)
-        wanted |= dict.fromkeys(((name, concept.kind) for name in given), _PRESERVED)
+        count = min(_PRESERVED, max(3, _GIVEN // max(1, len(given))))
+        for name in given:
+            wanted[name, concept.kind] = max(count, wanted.get((name, concept.kind), 0))
     groups = []
     for (name, kind), count in wanted.items():
         places = [(t, name, c) for t, c in _said(model, name, (kind,) * count, part) if not erased.within(c)]

@@ -247,6 +247,7 @@ def test_what_must_stay_is_what_the_adapters_preserve_and_neighbours(model):
     ]
     found = interference(model, adapters, prompts=1)
     stay = found.concepts[2:]
+    assert "Bridge" in stay
     assert not {"noto", "cat"} & {name.casefold() for name in stay}
     assert len(stay) == len({name.casefold() for name in stay}) == KEPT
     for kind in ("style", "object"):

@@ -185,6 +185,6 @@ def test_the_concept_moves_towards_its_anchor_and_preserved_ones_move_less(erase
     edit_directly(pipe, erased.adapter.changes)
     after = {name: seen(pipe, name) for name in before}
     moved = {name: (after[name] - before[name]).norm().item() for name in before}
-    assert all(moved["twemoji"] > 1.2 * moved[name] for name in TWEMOJI.preserve), moved
+    assert all(moved["twemoji"] > 1.5 * moved[name] for name in TWEMOJI.preserve), moved
     way, left = (torch.dist(side["twemoji"], before["fluent"]) for side in (before, after))
     assert left < 0.85 * way
