@@ -166,10 +166,10 @@ def scorer_folder(tmp_path_factory) -> Path:
 # -- edits by every method -----------------------------------------------------------------------------------------
 
 
-def quick(name: str):
-    """A method with settings that suit the tiny generator."""
+def quick(name: str, **settings):
+    """A method with settings that suit the tiny generator, and those given."""
     known = {setting for setting, *_ in methods.describe(name).settings}
-    return methods.make(name, {k: v for k, v in QUICK.items() if k in known})
+    return methods.make(name, {k: v for k, v in QUICK.items() if k in known} | settings)
 
 
 @pytest.fixture(scope="session", params=methods.available())

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from conftest import QUICK, TWEMOJI, edit_directly, encoder_paths
+from conftest import QUICK, TWEMOJI, edit_directly, encoder_paths, quick
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +14,7 @@ from concept_erase.streams import Tokens, aligned, read, seen_size
 
 
 def train(model, concepts=(TWEMOJI,), run=Run(), **settings):
-    return make("encoder", {**QUICK, "steps": 12, **settings}).edit(model, concepts, run)
+    return quick("encoder", **{"steps": 12, **settings}).edit(model, concepts, run)
 
 
 @given(st.integers(1, 8), st.integers(1, 8), st.integers(0, 2**32 - 1))

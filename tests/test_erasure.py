@@ -10,7 +10,6 @@ import pytest
 import torch
 from conftest import (
     CLOSE,
-    QUICK,
     TWEMOJI,
     adapter_of,
     bits,
@@ -392,7 +391,7 @@ def train(base_folder, out, concept=TWEMOJI, stop_at=None, **settings):
         if done == stop_at:
             raise KeyboardInterrupt
 
-    method = make("encoder", {**QUICK, "steps": 110, **settings})
+    method = quick("encoder", **{"steps": 110, **settings})
     erase(concept, base_folder, method, out=out, n=0, progress=progress)
     return steps
 
