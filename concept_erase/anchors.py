@@ -19,7 +19,7 @@ OwnRate = Callable[[str, Sequence[str]], Estimate]
 ACCEPTED = 10.0  # per cent
 NEAREST = 6
 AS_GOOD = 1.25  # times the least cost: among these the furthest is taken, whose pictures resemble the target's least
-TRIAL = UCE(contexts=12, strength=3.0)
+TRIAL = UCE(contexts=8, strength=3.0)
 
 
 def choose(

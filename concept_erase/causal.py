@@ -7,6 +7,7 @@ in ...") is one beginning of all of them, so everything but attention is compute
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -58,11 +59,36 @@ def _on_cpu(hook: Any) -> bool:
     return all(device is None or str(device) == "cpu" for device in devices)
 
 
-def states(encoder: nn.Module, rows: Sequence[Sequence[int]]) -> list[Tensor]:
+@dataclass(frozen=True, eq=False)
+class Fronts:
+    """Beginnings that many prompts share, passed through the encoder once for all calls that follow.
+
+    Attributes:
+        numbers: (number of the beginning before, last token of this one) -> its number; -1 is before the first.
+        seen: Of each block the keys and values, each (n, d).
+        states: Last hidden states, (n, d).
+    """
+
+    numbers: dict[tuple[int, int], int]
+    seen: list[tuple[Tensor, Tensor]]
+    states: Tensor
+
+
+def fronts(encoder: nn.Module, rows: Sequence[Sequence[int]]) -> Fronts:
+    """Of the beginnings `rows`, none of them empty, what `states` needs not compute again.
+
+    Args:
+        encoder: For which `plain` holds.
+    """
+    return _pass(encoder, rows, None)[1]
+
+
+def states(encoder: nn.Module, rows: Sequence[Sequence[int]], known: Fronts | None = None) -> list[Tensor]:
     """Last hidden states of token rows, for each (length of the row, d) float32.
 
     Args:
         encoder: For which `plain` holds.
+        known: Beginnings that are passed already.
     """
     found: list[Tensor] = [torch.empty(0)] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: tuple(rows[i]))  # neighbours begin alike
@@ -75,46 +101,52 @@ def states(encoder: nn.Module, rows: Sequence[Sequence[int]]) -> list[Tensor]:
                 break
             stop += 1
         mine = order[start:stop]
-        for i, h in zip(mine, _together(encoder, [rows[i] for i in mine]), strict=True):
+        for i, h in zip(mine, _pass(encoder, [rows[i] for i in mine], known)[0], strict=True):
             found[i] = h
         start = stop
     return found
 
 
-def _together(encoder: Any, rows: Sequence[Sequence[int]]) -> list[Tensor]:
+def _pass(encoder: Any, rows: Sequence[Sequence[int]], known: Fronts | None) -> tuple[list[Tensor], Fronts]:
+    """The states of the rows, and what is known after them."""
     inner, blocks = _parts(encoder)
     width = max(map(len, rows))
-    numbers: dict[tuple[int, int], int] = {}  # (number of the beginning before, token) -> number
-    ends: list[tuple[int, int]] = []  # of each beginning its token and position
+    numbers = dict(known.numbers) if known else {}
+    old = len(numbers)
+    ends: list[tuple[int, int]] = []  # of each new beginning its token and position
     firsts: list[int] = []  # where it stands first among all positions of all rows
     places = torch.zeros(len(rows), width, dtype=torch.long)  # behind a row's end anything: nothing looks there
     for r, row in enumerate(rows):
         before = -1
         for p, token in enumerate(row):
             if (before, token) not in numbers:
-                numbers[before, token] = len(ends)
+                numbers[before, token] = old + len(ends)
                 ends.append((token, p))
                 firsts.append(r * width + p)
             before = numbers[before, token]
             places[r, p] = before
-    tokens, positions = torch.tensor(ends).T
-    first = torch.tensor(firsts)
+    tokens, positions = torch.tensor(ends, dtype=torch.long).view(-1, 2).T
+    first = torch.tensor(firsts, dtype=torch.long)
+    seen: list[tuple[Tensor, Tensor]] = []
     x = inner.embeddings.token_embedding(tokens) + inner.embeddings.position_embedding(positions)
-    for layer in blocks:
+    for number, layer in enumerate(blocks):
         attention = unwrapped(layer.self_attn)
         h = layer.layer_norm1(x)
 
         def by_row(projected: Tensor, heads: int = attention.num_heads) -> Tensor:
             return projected[places].unflatten(-1, (heads, -1)).transpose(1, 2)
 
+        query, key, value = attention.q_proj(h), attention.k_proj(h), attention.v_proj(h)
+        if known:
+            key, value = (torch.cat(side) for side in zip(known.seen[number], (key, value), strict=True))
+            query = torch.cat([query.new_zeros(old, query.shape[1]), query])  # nobody reads what these find
+        seen.append((key, value))
         mixed = nn.functional.scaled_dot_product_attention(
-            by_row(attention.q_proj(h)),
-            by_row(attention.k_proj(h)),
-            by_row(attention.v_proj(h)),
-            is_causal=True,
-            scale=attention.scale,
+            by_row(query), by_row(key), by_row(value), is_causal=True, scale=attention.scale
         )
         x = x + attention.out_proj(mixed.transpose(1, 2).flatten(2).flatten(0, 1)[first])
         x = x + layer.mlp(layer.layer_norm2(x))
     x = inner.final_layer_norm(x)
-    return [x[places[r, : len(row)]] for r, row in enumerate(rows)]
+    if known:
+        x = torch.cat([known.states, x])
+    return [x[places[r, : len(row)]] for r, row in enumerate(rows)], Fronts(numbers, seen, x)

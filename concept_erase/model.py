@@ -45,7 +45,7 @@ Source = Any  # str | Path | DiffusionPipeline | Model | None: the last two woul
 
 
 T = TypeVar("T")
-_STATES = 256 * 2**20  # bytes of remembered calls of the text encoder; on SD 1 one with 40 prompts takes 2 MB
+_STATES = 512 * 2**20  # bytes of remembered calls of the text encoder; on SD 1 one with 40 prompts takes 2 MB
 _MADE = 2**30  # bytes of what else is remembered; second moments on SD 1 take 5 MB
 _PROMPTS = 32 * 2**20  # bytes of remembered tokenizations; a list of concepts asks for the same ones again and again
 _UNLIMITED = 1_000_000  # a tokenizer without a limit says 10^30
@@ -289,7 +289,13 @@ class Model:
         return pipe.maybe_convert_prompt(prompt, self.tokenizer)
 
     @torch.no_grad()
-    def encode(self, rows: Sequence[Sequence[int]], upto: Sequence[int], batch: int = 32) -> list[Tensor]:
+    def encode(
+        self,
+        rows: Sequence[Sequence[int]],
+        upto: Sequence[int],
+        fronts: Sequence[tuple[int, ...]] = (),
+        batch: int = 32,
+    ) -> list[Tensor]:
         """Last hidden states of token rows, each up to the last position that is needed.
 
         The encoder is causal, so nothing behind that position is computed, and what rows have in common at their front
@@ -299,6 +305,7 @@ class Model:
         Args:
             rows: Token ids, unpadded.
             upto: For each row, how many positions are wanted; those behind its end are padding.
+            fronts: Beginnings of the rows that later calls share with this one; they are computed once for all.
         Returns:
             For each row a float32 (upto, d) tensor on the CPU.
         """
@@ -306,7 +313,11 @@ class Model:
         pad = self.tokenizer.pad_token_id
         padded = [[*row[:n], *[pad] * (n - len(row))] for row, n in zip(rows, upto, strict=True)]
         if causal.plain(self.text_encoder):
-            return causal.states(self.text_encoder, padded)
+            known = None
+            if fronts:
+                key = causal.Fronts, tuple(dict.fromkeys(fronts))
+                known = self.remembered(key, lambda: causal.fronts(self.text_encoder, key[1]))
+            return causal.states(self.text_encoder, padded, known)
         states: list[Tensor] = [torch.empty(0)] * len(padded)
         order = sorted(range(len(padded)), key=lambda i: len(padded[i]))
         device = next(self.text_encoder.parameters()).device
@@ -322,7 +333,9 @@ class Model:
             start += len(same)
         return states
 
-    def states(self, rows: tuple[tuple[int, ...], ...], upto: tuple[int, ...]) -> list[Tensor]:
+    def states(
+        self, rows: tuple[tuple[int, ...], ...], upto: tuple[int, ...], fronts: tuple[tuple[int, ...], ...] = ()
+    ) -> list[Tensor]:
         """`encode`, with the last calls remembered: in a list of concepts the same anchors return.
 
         Whole calls are remembered, never single rows: what a row is batched with may change its last bits.
@@ -330,7 +343,7 @@ class Model:
         stored = [self._stored_states.get(row, ()) for row in rows]
         if all(len(states) >= n for states, n in zip(stored, upto, strict=True)):
             return [cast("Tensor", states)[:n] for states, n in zip(stored, upto, strict=True)]
-        return self._states.recall((rows, upto), lambda: self.encode(rows, upto))
+        return self._states.recall((rows, upto, fronts), lambda: self.encode(rows, upto, fronts))
 
     @contextmanager
     def serving(self, states: Mapping[tuple[int, ...], Tensor]) -> Iterator[None]:

@@ -194,7 +194,7 @@ def of_pairs(model: Model, pairs: Sequence[tuple[Prompt, Prompt]], tokens: Token
     Args:
         padding: How many positions behind EOS are computed; the last one stands for all that follow.
     """
-    C, G, n = condensed_columns(model, pairs, tokens, padding)
+    C, G, n = condensed_columns(model, pairs, tokens, padding, slots=True)
     return Moments.of(C, G, model.gram, n)
 
 
@@ -215,7 +215,7 @@ def of_kept(model: Model, groups: Sequence[tuple[Prompt, ...]], tokens: Tokens, 
 
 def beginnings(model: Model, prompts: int) -> Kept:
     """BOS of so many prompts, which counts as no column: its move is 0 or nobody's concern."""
-    (bos,) = model.encode([model.token_ids("")[:1]], [1])
+    (bos,) = model.states((tuple(model.token_ids("")[:1]),), (1,))
     return Kept(prompts * bos.T.double() @ bos.double(), 0)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -50,6 +51,12 @@ def kept(
     """Moments of all that must stay: those of `preserved_groups`, to rounding."""
     if model.is_embedded or n == 0:
         return of_kept(model, preserved_groups(model, concepts, n, part), tokens, padding)
+    around = tuple((c.target, c.kind, c.preserve) for c in concepts)  # whatever each of them becomes
+    make = partial(_kept, model, concepts, n, tokens, part, padding)
+    return model.remembered((kept, around, n, tokens, part, padding), make)
+
+
+def _kept(model: Model, concepts: Sequence[Concept], n: int, tokens: Tokens, part: int, padding: int) -> Kept:
     held = model.remembered((Retained, n, tokens, part, padding), lambda: _retained(model, n, tokens, part, padding))
     free = free_of(held.spoken, concepts)
     stays, near = {s.prompt for s in free}, close_words(model, concepts)

@@ -19,6 +19,7 @@ from concept_erase.lowrank import LowRank
 from concept_erase.model import Model
 
 PADDING = 4  # positions behind EOS that stand for all; see `condensed_columns`
+TRIED = 8  # prompts of a name that are encoded apart, so that a trial with these alone is a part of the whole
 
 
 class Tokens(StrEnum):
@@ -95,17 +96,20 @@ def paired_columns(model: Model, pairs: Sequence[tuple[Prompt, Prompt]], tokens:
 
 
 def condensed_columns(
-    model: Model, pairs: Sequence[tuple[Prompt, Prompt]], tokens: Tokens, padding: int = PADDING
+    model: Model, pairs: Sequence[tuple[Prompt, Prompt]], tokens: Tokens, padding: int = PADDING, slots: bool = False
 ) -> tuple[Tensor, Tensor, int]:
     """`paired_columns` in fewer columns of nearly the same second moments, with most of the padding not computed.
 
     Behind EOS the states of a prompt come to rest, and what still changes from position to position changes much alike
     in all prompts. So the last of `padding` positions stands for all that follow, which are taken to differ from it as
     those of the empty prompt do: it is moved to their mean and counted as often, and how they spread around that, which
-    is equal in targets and anchors, is added once for all prompts.
+    is equal in targets and anchors, is added once for all prompts. The shorter of the two goes on in the same way
+    until the longer one rests.
 
     Args:
-        padding: How many positions behind both ends are computed.
+        padding: How many positions behind its end are computed of a prompt.
+        slots: The pairs are a name in places that other names come into as well: what stands before it is computed
+            once for all of them, and the first `TRIED` pairs in a call of their own, which a trial with them shares.
     Returns:
         C and G, (d, k) float64, multiplied by the roots of their numbers, and n, how many columns they stand for.
     """
@@ -114,9 +118,9 @@ def condensed_columns(
     n = sum(map(len, places))
     lasts = [max(target.end, anchor.end) + padding for target, anchor in pairs]
     if tokens is Tokens.SUBJECT or min(lasts) >= length - 1:
-        return *_columns(model, pairs, places), n
+        return *_columns(model, pairs, places, slots=slots), n
     few = [[place for place in matched if place[0] <= last] for matched, last in zip(places, lasts, strict=True)]
-    C, G = _columns(model, pairs, few)
+    C, G = _columns(model, pairs, few, padding, slots)
     rest = _reference(model)  # (length, d)
     ends = torch.tensor([len(matched) for matched in few]).cumsum(0) - 1
     numbers = torch.ones(C.shape[1], dtype=torch.float64)
@@ -145,23 +149,47 @@ def _reference(model: Model) -> Tensor:
 
 
 def _columns(
-    model: Model, pairs: Sequence[tuple[Prompt, Prompt]], positions: Sequence[Sequence[tuple[int, int]]]
+    model: Model,
+    pairs: Sequence[tuple[Prompt, Prompt]],
+    positions: Sequence[Sequence[tuple[int, int]]],
+    padding: int | None = None,
+    slots: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The states of both sides at matching positions, each (d, n) float64."""
+    """The states of both sides at matching positions, each (d, n) float64.
+
+    Args:
+        padding: As in `condensed_columns`; None computes all.
+    """
     sides = []
     for side in (0, 1):  # targets and anchors are encoded apart: an anchor serves many targets
-        wanted: dict[tuple[int, ...], int] = {}  # every distinct prompt once, no further than needed
-        for pair, matched in zip(pairs, positions, strict=True):
-            ids = pair[side].ids
-            wanted[ids] = max(wanted.get(ids, 0), 1 + max(place[side] for place in matched))
-        encoded = model.states(tuple(wanted), tuple(wanted.values()))
-        states = dict(zip(wanted, encoded, strict=True))
-        rows = [
-            states[pair[side].ids][[place[side] for place in matched]]
-            for pair, matched in zip(pairs, positions, strict=True)
-        ]
-        sides.append(torch.cat(rows).T.double())
+        rows = []
+        for start, stop in ((0, TRIED), (TRIED, None)) if slots else ((0, None),):
+            prompts = [pair[side] for pair in pairs[start:stop]]
+            places = [[place[side] for place in matched] for matched in positions[start:stop]]
+            rows += _at(model, prompts, places, padding, slots)
+        sides.append(torch.cat(rows).T)
     return sides[0], sides[1]
+
+
+def _at(
+    model: Model, prompts: Sequence[Prompt], places: Sequence[Sequence[int]], padding: int | None, slots: bool
+) -> list[Tensor]:
+    """Of each prompt the states at its places, (places, d) float64; all prompts are encoded in one call."""
+    wanted: dict[tuple[int, ...], int] = {}  # every distinct prompt once, no further than needed
+    for prompt, mine in zip(prompts, places, strict=True):
+        need = 1 + max(mine) if padding is None else min(prompt.end + 1 + padding, model.length)
+        wanted[prompt.ids] = max(wanted.get(prompt.ids, 0), need)
+    fronts = tuple(prompt.ids[: prompt.first] for prompt in prompts) if slots else ()
+    encoded = model.states(tuple(wanted), tuple(wanted.values()), fronts)
+    states = {ids: found.double() for ids, found in zip(wanted, encoded, strict=True)}
+    rows = []
+    for prompt, mine in zip(prompts, places, strict=True):
+        held, need = states[prompt.ids], 1 + max(mine)
+        if need > len(held):
+            rest = _reference(model)
+            held = torch.cat([held, held[-1] + rest[len(held) : need] - rest[len(held) - 1]])
+        rows.append(held[list(mine)])
+    return rows
 
 
 def columns(model: Model, prompts: Sequence[Prompt], tokens: Tokens) -> Tensor:

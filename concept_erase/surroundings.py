@@ -121,20 +121,20 @@ def combining(model: Model, kind: Kind) -> tuple[str, ...]:
 
 
 def slots(model: Model, concept: Concept, contexts: int, part: int = 0) -> list[tuple[str, str]]:
-    """(template, context): each template of the kind that stands alone, and `contexts` of the others.
+    """(template, context), so many: first the templates of the kind that stand alone, whose context is "".
 
     They are the same for all concepts of a kind, less those that hold the concept or its anchor, so that what a list
     of concepts becomes is encoded once.
 
     Args:
-        part: 0 for fitting, 1 for others that check the fit: the contexts in between. A short list (under 16) serves
-            both.
+        part: 0 for fitting, 1 for others that check the fit: contexts in between, and none alone. A short list (under
+            16) serves both.
     """
     places = model.remembered((slots, concept.kind, part), lambda: _places(model, concept.kind, part))
     mine = [name for name in (concept.target, concept.anchor) if name]
     free = [(t, c) for t, c in places if not c or not any(holds(c, name) for name in mine)]
-    alone = [place for place in free if not place[1]]
-    return alone + [place for place in free if place[1]][:contexts]
+    others = [place for place in free if place[1]]
+    return (others if part and others else free)[:contexts]
 
 
 def _places(model: Model, kind: Kind, part: int) -> list[tuple[str, str]]:

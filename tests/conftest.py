@@ -31,7 +31,7 @@ TOKENIZER = ROOT / "weights" / "base" / "tokenizer"
 TWEMOJI = Concept("twemoji", anchor="fluent", preserve=("noto", "openmoji", "blob", "pixel art"))
 # Settings that keep any method quick on the tiny generator; each is used where a method has a setting of that name.
 # All of the padding: random text encoders do not come to rest behind a prompt, as trained ones do.
-QUICK = {"steps": 60, "contexts": 6, "preserve_prompts": 60, "padding": 77}
+QUICK = {"steps": 60, "contexts": 8, "preserve_prompts": 60, "padding": 77}
 
 # Files that take the longest, which begin first, so that at the end no worker waits for another. Those of the demo come
 # before all others: its browser and its process live as long as one of its tests is next.

@@ -53,6 +53,25 @@ def test_what_rows_have_in_common_is_computed_once_and_the_rest_in_parts(encoder
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
+FRONTS = [(1, 5, 6), (1,), (1, 5, 6, 7, 2), (3, 5)]  # one holds another, one is a whole row
+
+
+def test_fronts_that_are_known_are_not_computed_again_and_change_nothing(encoder, monkeypatch):
+    with torch.no_grad():
+        known = causal.fronts(encoder, FRONTS)
+        computed = []
+        embed = type(encoder.get_input_embeddings())
+        real = embed.forward
+        monkeypatch.setattr(embed, "forward", lambda self, ids: computed.append(ids) or real(self, ids))
+        found = causal.states(encoder, ROWS, known)
+        whole = causal.states(encoder, [(1, 5, 6)], known)
+    held = {front[: n + 1] for front in FRONTS for n in range(len(front))}
+    new = {row[: n + 1] for row in ROWS for n in range(len(row))} - held
+    assert [len(tokens) for tokens in computed[::2]] == [len(new), 0]
+    for row, states in zip([*ROWS, (1, 5, 6)], [*found, *whole], strict=True):
+        torch.testing.assert_close(states, by_module(encoder, row), rtol=1e-5, atol=1e-5)
+
+
 def _leaf_hook(encoder):
     encoder.final_layer_norm.register_forward_hook(lambda module, inputs, output: output * 2)
 

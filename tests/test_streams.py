@@ -8,6 +8,7 @@ from concept_erase.errors import InputError
 from concept_erase.lowrank import LowRank
 from concept_erase.streams import (
     PADDING,
+    TRIED,
     Prompt,
     Tokens,
     aligned,
@@ -137,7 +138,7 @@ def resting(base_folder, monkeypatch):
     encoded, rng = model.encode, torch.Generator().manual_seed(0)
     drift = torch.randn(LENGTH, 32, generator=rng)
 
-    def encode(rows, upto):
+    def encode(rows, upto, *fronts):
         found = encoded(rows, upto)
         for ids, states in zip(rows, found, strict=True):
             states[len(ids) :] = encoded([ids], [len(ids)])[0][-1] + drift[len(ids) : len(states)]
@@ -164,12 +165,32 @@ def test_most_of_the_padding_is_not_computed(base_folder, monkeypatch):
 
     model, asked = open_model(base_folder), []
     encode = model.encode
-    monkeypatch.setattr(model, "encode", lambda rows, upto: asked.append((rows, upto)) or encode(rows, upto))
+    monkeypatch.setattr(model, "encode", lambda rows, upto, *fronts: asked.append((rows, upto)) or encode(rows, upto))
     pairs = [(read(model, CASES[0][0], target), read(model, CASES[0][0], "fluent")) for target in ("blob", "twemoji")]
     condensed_columns(model, pairs, Tokens.ALL)
     most = max(p.end for pair in pairs for p in pair) + PADDING + 1
     assert all(n <= most for rows, upto in asked for row, n in zip(rows, upto, strict=True) if len(row) > 2)
     assert sum(n == LENGTH for _, upto in asked for n in upto) == 1, "the empty prompt, once"
+
+
+def test_a_trial_with_few_prompts_is_a_part_of_the_whole_whatever_a_name_becomes(base_folder, monkeypatch):
+    from concept_erase.concepts import Concept
+    from concept_erase.model import open_model
+    from concept_erase.surroundings import concept_prompts
+
+    model, asked = open_model(base_folder), []
+    encode = model.encode
+    monkeypatch.setattr(model, "encode", lambda rows, *how: asked.extend(rows) or encode(rows, *how))
+    for anchor in ("fluent", "pixel art"):
+        pairs = concept_prompts(model, Concept("twemoji", anchor=anchor), 20)
+        condensed_columns(model, pairs[:TRIED], Tokens.ALL, slots=True)
+    asked.clear()
+    condensed_columns(model, pairs, Tokens.ALL, slots=True)
+    assert set(asked) == {prompt.ids for pair in pairs[TRIED:] for prompt in pair}
+    asked.clear()
+    other = concept_prompts(model, Concept("blob", anchor="fluent"), TRIED)
+    condensed_columns(model, other, Tokens.ALL, slots=True)
+    assert set(asked) == {target.ids for target, _ in other}, "the anchor is known, however long the target"
 
 
 def test_columns_of_no_prompt_are_empty_and_of_the_right_height(model):

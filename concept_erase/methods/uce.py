@@ -21,6 +21,7 @@ from concept_erase.streams import Tokens, columns, fold, read
 from concept_erase.surroundings import concept_prompts
 
 STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+CHECKED = 8  # prompts by which the strength is chosen: it is one number
 COLLATERAL = 4.0  # weight of what is done to the rest against what is left undone
 
 
@@ -228,7 +229,7 @@ class UCE:
     rank: int | None = 8
     """bound on the rank per concept; none keeps all directions"""
     contexts: int = 24
-    """how many contexts a concept is placed in"""
+    """how many contexts a concept is placed in, those without any among them"""
     preserve_prompts: int = 400
     """how many prompts of neighbours hold the rest in place"""
     padding: int = 4
@@ -271,7 +272,7 @@ class UCE:
         fit = of_pairs(model, concept_prompts(model, concept, self.contexts), self.tokens, self.padding)
         if not self.checked:
             return Gathered(fit, fit)
-        prompts = concept_prompts(model, concept, max(4, self.contexts // 2), part=1)  # they check one number
+        prompts = concept_prompts(model, concept, CHECKED, part=1)
         return Gathered(fit, of_pairs(model, prompts, self.tokens, self.padding))
 
     def regathered(self, tensors: dict[str, Tensor]) -> Gathered:
