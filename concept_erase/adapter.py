@@ -27,7 +27,7 @@ from concept_erase.formats import (
     record_in,
     write_safetensors,
 )
-from concept_erase.lowrank import LowRank, check_finite
+from concept_erase.lowrank import LowRank, balanced, check_finite
 from concept_erase.names import file_name, folded
 
 PEFT_NAME = "pytorch_lora_weights.safetensors"
@@ -138,7 +138,7 @@ class Adapter:
         """Changes as files want them: factors of equal size, one rank, whole attention blocks in the text encoder."""
         rank = self.rank
         # What was read from a file is even already; a joint adapter of thousands would take seconds to balance again.
-        modules = {p: (c if c.even else c.balanced()).padded(rank) for p, c in self.changes.items()}
+        modules = {path: change.padded(rank) for path, change in balanced(self.changes).items()}
         required = self.family.encoder_required
         for path in list(modules):
             layer = re.match(r"text_encoder\.(?:.*\.)?layers\.\d+\.", path)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from concept_erase.errors import NumericalError
+
+_APART = 1e-10  # squared singular values below this share of the largest are too near to rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +105,42 @@ class LowRank:
     @staticmethod
     def zeros(d_out: int, d_in: int, rank: int = 1, dtype: torch.dtype = torch.float64) -> LowRank:
         return LowRank(torch.zeros(d_out, rank, dtype=dtype), torch.zeros(rank, d_in, dtype=dtype))
+
+
+def balanced(changes: Mapping[str, LowRank]) -> dict[str, LowRank]:
+    """`LowRank.balanced` of all that are not `even`; those of one shape together, by their Gram matrices.
+
+    With `A = up^T up = L L^T` and `L^T (down down^T) L = Q S^2 Q^T` the factors become `up L^-T Q sqrt(S)` and
+    `sqrt(S)^-1 Q^T L^T down`, whose Gram matrices are S. Where the squares are too far apart for that, an SVD does it.
+    """
+    found = {path: change for path, change in changes.items() if change.even}
+    groups: dict[tuple[tuple[int, int], int, torch.dtype], list[str]] = {}
+    for path, change in changes.items():
+        if path not in found:
+            groups.setdefault((change.shape, change.rank, change.up.dtype), []).append(path)
+    for (shape, rank, _), paths in groups.items():
+        together = _balanced([changes[path] for path in paths]) if rank <= min(shape) else None
+        one_by_one = together or [changes[path].balanced() for path in paths]
+        found |= dict(zip(paths, one_by_one, strict=True))
+    return {path: found[path] for path in changes}
+
+
+def _balanced(changes: Sequence[LowRank]) -> list[LowRank] | None:
+    """Of changes of one shape and rank; None where an SVD is needed."""
+    up = torch.stack([change.up for change in changes]).double()
+    down = torch.stack([change.down for change in changes]).double()
+    L, failed = torch.linalg.cholesky_ex(up.mT @ up)
+    squares, Q = torch.linalg.eigh(L.mT @ (down @ down.mT) @ L)
+    diagonal = L.diagonal(dim1=1, dim2=2)
+    least = torch.cat([(diagonal.amin(1) / diagonal.amax(1)).square(), squares.amin(1) / squares.amax(1)])
+    if failed.any() or not bool((least > _APART).all()):  # NaN is not larger either
+        return None
+    roots = squares.flip(1).pow(0.25)  # of the singular values, the largest first
+    Q = Q.flip(2)
+    ups = up @ torch.linalg.solve_triangular(L.mT, Q * roots[:, None, :], upper=True)
+    downs = (Q / roots[:, None, :]).mT @ (L.mT @ down)
+    dtype = changes[0].up.dtype
+    return [LowRank(u.to(dtype), d.to(dtype)) for u, d in zip(ups, downs, strict=True)]
 
 
 def concatenate(changes: Sequence[LowRank]) -> LowRank:

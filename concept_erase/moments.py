@@ -188,13 +188,16 @@ UNFACTORED = "the UCE system cannot be factored; raise the ridge, or check the e
 ILL_CONDITIONED = "the UCE system is ill-conditioned (above 1e15); raise the ridge."
 
 
-def of_pairs(model: Model, pairs: Sequence[tuple[Prompt, Prompt]], tokens: Tokens, padding: int = PADDING) -> Moments:
+def of_pairs(
+    model: Model, pairs: Sequence[tuple[Prompt, Prompt]], tokens: Tokens, padding: int = PADDING, slots: bool = True
+) -> Moments:
     """Moments of target prompts and the matching prompts of their anchor.
 
     Args:
         padding: How many positions behind EOS are computed; the last one stands for all that follow.
+        slots: They are one name in many places, see `condensed_columns`.
     """
-    C, G, n = condensed_columns(model, pairs, tokens, padding, slots=True)
+    C, G, n = condensed_columns(model, pairs, tokens, padding, slots)
     return Moments.of(C, G, model.gram, n)
 
 

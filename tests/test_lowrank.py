@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from concept_erase.errors import NumericalError
-from concept_erase.lowrank import LowRank, check_finite, compose, concatenate
+from concept_erase.lowrank import LowRank, balanced, check_finite, compose, concatenate
 
 seeds = st.integers(0, 2**32 - 1)
 sizes = st.integers(1, 9)
@@ -71,10 +71,35 @@ def test_compressing_nothing_loses_nothing():
 def test_balancing_keeps_the_change_and_gives_factors_of_equal_size(shape, seed, tilt):
     change = random(shape, seed)
     tilted = LowRank(change.up * tilt, change.down / tilt)
-    balanced = tilted.balanced()
-    assert close(balanced.delta(), change.delta())
-    assert close(balanced.up.norm(dim=0), balanced.down.norm(dim=1))
-    assert balanced.rank <= min(*shape)
+    found = tilted.balanced()
+    assert close(found.delta(), change.delta())
+    assert close(found.up.norm(dim=0), found.down.norm(dim=1))
+    assert found.rank <= min(*shape)
+
+
+@given(shapes, st.lists(st.tuples(seeds, st.floats(-7, 7), st.floats(0, 9)), min_size=1, max_size=4))
+def test_balancing_many_layers_is_balancing_each(shape, layers):
+    changes = {}
+    for number, (seed, tilt, fall) in enumerate(layers):
+        change = random(shape, seed)
+        sizes = torch.logspace(0, -fall, change.rank, dtype=torch.float64)  # from alike to hardly there
+        changes[f"{number}"] = LowRank(change.up * 10**tilt, sizes[:, None] * change.down / 10**tilt)
+    changes["even"] = random(shape, 1).balanced()
+    found = balanced(changes)
+    assert list(found) == list(changes)
+    assert found["even"] is changes["even"]
+    for path, change in changes.items():
+        assert close(found[path].delta(), change.delta())
+        assert found[path].even
+        assert found[path].up.dtype is change.up.dtype
+
+
+def test_layers_that_cannot_be_balanced_by_their_squares_are_balanced_all_the_same():
+    twice = concatenate([random((6, 5, 1), 0)] * 2)  # one direction, written twice
+    nothing = LowRank.zeros(6, 5, rank=2)
+    for path, found in balanced({"twice": twice, "nothing": nothing}).items():
+        assert found.even
+        assert close(found.delta(), {"twice": twice, "nothing": nothing}[path].delta())
 
 
 @given(shapes, seeds)

@@ -262,7 +262,7 @@ class UCE:
                 told = f"{concept.target!r} and its anchor {concept.anchor!r} are the same tokens"
                 raise InputError(f"{told}; name another anchor.")
             pairs.append((target, anchor))
-        fit = of_pairs(model, pairs, self.tokens, model.length)
+        fit = of_pairs(model, pairs, self.tokens, self.padding, slots=False)
         return Gathered(fit, fit)
 
     def gather(self, model: Model, concept: Concept) -> Gathered:
