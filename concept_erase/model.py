@@ -400,7 +400,7 @@ class Model:
 
     @property
     def base(self) -> dict[str, Any]:
-        """What an adapter records of its base: "name", "revision", "hash", "dtype" and "sketch"."""
+        """What an adapter records of its base: "name", "revision", "hash", "dtype", "rounding" and "sketch"."""
         return {"name": self.name, "revision": self.revision, **self.identity.record}
 
 
