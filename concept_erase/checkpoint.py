@@ -99,12 +99,18 @@ class Checkpoint:
 
     @property
     def pipeline_class(self) -> str:
-        return str(self.index.get("_class_name"))
+        """Name of the pipeline's class; of a custom one the index names its file as well."""
+        named = self.index.get("_class_name")
+        return str(named[-1] if isinstance(named, list) and named else named)
 
     def component_class(self, component: str) -> str | None:
         """Name of a component's class, None where the index does not say."""
         entry = self.index.get(component)
         return entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+
+    def has(self, component: str) -> bool:
+        """Whether a pipeline like this one has a component, also where it was not copied."""
+        return self.component_class(component) is not None or (self.folder / component).is_dir()
 
     def part(self, component: str) -> Path:
         """The folder of a component.

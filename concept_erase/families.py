@@ -81,7 +81,10 @@ def family_of(pipeline_class: str) -> Family:
         if pipeline_class in family.pipelines:
             return family
     known = sorted(name for family in FAMILIES.values() for name in family.pipelines)
-    raise InputError(f"no family knows the pipeline {pipeline_class!r}; supported: {', '.join(known)}.")
+    raise InputError(
+        f"no family knows the pipeline {pipeline_class!r} or its parts; supported: {', '.join(known)}, and others with "
+        "the same tokenizer, text encoder and unet."
+    )
 
 
 def check_layout(name: str, unet: Mapping[str, Any], text: Mapping[str, Any]) -> None:
@@ -113,12 +116,18 @@ def check_layout(name: str, unet: Mapping[str, Any], text: Mapping[str, Any]) ->
     raise InputError(f"{name} has {other}; Stable Diffusion 1 layouts are supported so far, pass one of those.")
 
 
-def beside_text(name: str, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> str | None:
+def beside_text(name: str, unet: Mapping[str, Any], vae: Mapping[str, Any], kind: str | None = None) -> str | None:
     """Why a base does not draw from a text alone, with the remedy; None where nothing speaks against it.
 
     Args:
         unet, vae: Configurations, as far as they are known.
+        kind: Class of the denoiser; None where nobody says.
     """
+    if kind not in (None, "UNet2DConditionModel"):
+        return (
+            f"the denoiser of {name} is a {kind}, a text alone is drawn with a UNet2DConditionModel. Concepts can be "
+            "erased from it, but pictures cannot be drawn here; draw with diffusers' pipeline for it."
+        )
     channels, latent = unet.get("in_channels", 4), vae.get("latent_channels", 4)
     if channels == latent:
         return None

@@ -375,9 +375,11 @@ class Model:
                 if getattr(self._pipe, name, None) is None:
                     return f"{self.name} has no {name}; pass a whole pipeline to draw."
             unet, vae = (unwrapped(getattr(self._pipe, name)).config for name in ("unet", "vae"))
+            kind: str | None = type(unwrapped(self._pipe.unet)).__name__
         else:
             unet, vae = self._disk.config("unet"), self._disk.config("vae")
-        return beside_text(self.name, unet, vae)
+            kind = self._disk.component_class("unet")
+        return beside_text(self.name, unet, vae, kind)
 
     @property
     def is_embedded(self) -> bool:
@@ -458,9 +460,9 @@ def open_model(source: Source = None) -> Model:
     """See a generator as layers and text streams.
 
     Args:
-        source: None for the embedded generator, a live diffusers pipeline (of any class whose parts have the layers of
-            a family), a folder, or a hub name. A hub name is looked up in the local cache first; only the files a
-            closed-form edit needs are fetched.
+        source: None for the embedded generator, a live diffusers pipeline, a folder of one (both of any class whose
+            parts have the layers of a family), or a hub name. A hub name is looked up in the local cache first; only
+            the files a closed-form edit needs are fetched.
     Raises:
         InputError: the family is not supported, or the source is a file.
         MissingModelError: the folder is incomplete, or the hub name is neither cached nor reachable.
@@ -502,8 +504,7 @@ def source_of(base: Mapping[str, str | None]) -> str | None:
 
 
 def _from_folder(checkpoint: Checkpoint, hub_name: str | None = None) -> Model:
-    family = family_of(checkpoint.pipeline_class)
-    check_layout(hub_name or checkpoint.name, checkpoint.config("unet"), checkpoint.text_config)
+    family = _family_in(checkpoint, hub_name or checkpoint.name)
     revision = checkpoint.folder.name if hub_name else checkpoint.revision
     return Model(
         family,
@@ -513,6 +514,24 @@ def _from_folder(checkpoint: Checkpoint, hub_name: str | None = None) -> Model:
         revision=revision,
         fetched=hub_name is not None,
     )
+
+
+def _family_in(checkpoint: Checkpoint, name: str) -> Family:
+    """Of a folder: by the name of its pipeline, or of any other by the layers that its parts have.
+
+    Args:
+        name: What the base is called in a message.
+    Raises:
+        InputError: it is of no family, or of another layout.
+    """
+    listed = [family for family in FAMILIES.values() if checkpoint.pipeline_class in family.pipelines]
+    for family in listed or FAMILIES.values():
+        if not listed and not all(map(checkpoint.has, {site.component for site in family.sites})):
+            continue
+        check_layout(name, checkpoint.config("unet"), checkpoint.text_config)
+        if listed or any(re.search(site.pattern, s) for site in family.streams for s in checkpoint.unet_streams()):
+            return family
+    return family_of(checkpoint.pipeline_class)
 
 
 def _family_of(pipe: Any) -> Family:
