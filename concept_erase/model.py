@@ -32,6 +32,7 @@ from concept_erase.layers import (
     on_disk,
     refuse_loras,
     tensor,
+    too_coarse,
     unwrapped,
     walk,
 )
@@ -209,6 +210,11 @@ class Model:
         return self.component("text_encoder") if self._pipe is not None else load_text_encoder(self._disk)
 
     @cached_property
+    def _encoder(self) -> CLIPTextModel:
+        """The text encoder as it can compute: a copy in float32 where it is kept in float8."""
+        return plain_copy(self.text_encoder) if too_coarse(self.text_encoder) else self.text_encoder
+
+    @cached_property
     def text_hash(self) -> str:
         """SHA-256 over tokenizer and text encoder, in half precision: what embeddings depend on."""
         digest = hashlib.sha256(json.dumps(sorted(self.tokenizer.get_vocab().items())).encode())
@@ -305,18 +311,18 @@ class Model:
         self.require_plain()
         pad = self.tokenizer.pad_token_id
         padded = [[*row[:n], *[pad] * (n - len(row))] for row, n in zip(rows, upto, strict=True)]
-        if causal.plain(self.text_encoder):
-            return causal.states(self.text_encoder, padded)
+        if causal.plain(self._encoder):
+            return causal.states(self._encoder, padded)
         states: list[Tensor] = [torch.empty(0)] * len(padded)
         order = sorted(range(len(padded)), key=lambda i: len(padded[i]))
-        device = next(self.text_encoder.parameters()).device
+        device = next(self._encoder.parameters()).device
         if device.type == "meta":
             device = torch.device("cpu")  # offloaded: accelerate moves the input to where it computes
         start = 0
         while start < len(order):
             size = len(padded[order[start]])
             same = [i for i in order[start : start + batch] if len(padded[i]) == size]
-            hidden = self.text_encoder(torch.tensor([padded[i] for i in same], device=device)).last_hidden_state
+            hidden = self._encoder(torch.tensor([padded[i] for i in same], device=device)).last_hidden_state
             for i, h in zip(same, hidden.to("cpu", torch.float32), strict=True):
                 states[i] = h
             start += len(same)
@@ -374,6 +380,13 @@ class Model:
             for name in ("tokenizer", "text_encoder", "unet", "vae", "scheduler"):
                 if getattr(self._pipe, name, None) is None:
                     return f"{self.name} has no {name}; pass a whole pipeline to draw."
+            for name in ("text_encoder", "unet", "vae"):
+                if coarse := too_coarse(getattr(self._pipe, name)):
+                    kept = str(coarse).removeprefix("torch.")
+                    return (
+                        f"the {name} of {self.name} is kept in {kept}, in which nothing is computed. Concepts can be "
+                        "erased from it; to draw, call .to(torch.bfloat16), or enable_layerwise_casting() of diffusers."
+                    )
             unet, vae = (unwrapped(getattr(self._pipe, name)).config for name in ("unet", "vae"))
             kind: str | None = type(unwrapped(self._pipe.unet)).__name__
         else:

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from conftest import TWEMOJI, adapter_of, build_pipeline, random_changes
+from conftest import TWEMOJI, adapter_of, build_pipeline, quick, random_changes
 
-from concept_erase import erase, open_model
-from concept_erase.errors import BaseMismatchError
+from concept_erase import Concept, erase, load_erasure, open_model
+from concept_erase.errors import BaseMismatchError, InputError
+from concept_erase.generate import Sampling, generate
 from concept_erase.identity import FLOATS, NUMBERS, SCALED, alike, identity, probes, sketch_of
 from concept_erase.interference.bundle import Bundle
 
@@ -130,6 +131,53 @@ def test_a_bfloat16_pipeline_and_its_erasures_are_at_home_on_the_base(model, pip
     stranger.base.update(open_model(build_pipeline(seed=1)).base)
     with pytest.raises(BaseMismatchError, match="differ by about"):
         Bundle(model, check=True).add(stranger)
+
+
+@pytest.fixture(scope="module")
+def plain(base_folder):
+    return erase(TWEMOJI, base_folder, quick("uce"), n=0)
+
+
+def kept_in(pipe, dtype, how):
+    """A pipeline whose weights are kept in a coarse type: as they are, or made finer for each computation."""
+    if how == "cast at every call":
+        pipe.unet.enable_layerwise_casting(storage_dtype=dtype, compute_dtype=torch.float32)
+        return pipe
+    for part in (pipe.unet, pipe.text_encoder, pipe.vae):
+        for weight in part.parameters():
+            weight.data = weight.data.to(dtype)
+    return pipe
+
+
+@pytest.mark.parametrize("how", ["folder", "live", "cast at every call"])
+@pytest.mark.parametrize("name", [name for name in FLOATS[:-1] if not name.startswith(SCALED)])
+def test_erasures_of_a_coarse_base_and_of_the_base_go_together(model, pipe, plain, tmp_path, name, how):
+    base = kept_in(pipe, getattr(torch, name), how)
+    if how == "folder":
+        base.save_pretrained(tmp_path / "base")
+        base = tmp_path / "base"
+    coarse = open_model(base)
+    other = erase(Concept("blob", anchor="noto", preserve=("fluent",)), base, quick("uce"), out=tmp_path / "b", n=0)
+    assert other.adapter.base["dtype"] == name
+    assert alike(other.adapter.base, plain.adapter.base)
+    assert alike(plain.adapter.base, other.adapter.base)
+    for opened in (model, coarse):
+        bundle = Bundle(opened, check=True)
+        bundle.add(plain.adapter)
+        bundle.add(other.adapter)
+    for live in (build_pipeline(), pipe):
+        load_erasure(live, tmp_path / "b")
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2"])
+def test_what_is_kept_in_eight_bits_says_how_to_draw(pipe, name):
+    outcome = erase(TWEMOJI, kept_in(pipe, getattr(torch, name), "live"), quick("uce"), n=2)
+    assert outcome.scores is None
+    assert f"is kept in {name}, in which nothing is computed" in outcome.unscored
+    with pytest.raises(InputError, match="enable_layerwise_casting"):
+        generate(open_model(pipe), ["a cat"], [1], sampling=Sampling(steps=1))
+    cast = kept_in(build_pipeline(), getattr(torch, name), "cast at every call")
+    assert len(generate(open_model(cast), ["a cat"], [1], sampling=Sampling(steps=1))) == 1
 
 
 @pytest.mark.parametrize("other", FLOATS)
