@@ -81,8 +81,11 @@ def test_jobs(own_demo, open_page, folder):
     other = open_page(own_demo.url)
     expect(other.locator("#erase-status")).to_contain_text("Erasing blob")
     begin(other, "noto")
-    expect(row(other, "noto")).to_contain_text("waiting")
-    shoot(other, folder / "jobs.png")
+    fresh = open_page(own_demo.url)  # where nobody has typed yet
+    studio.tiles(fresh)
+    expect(row(fresh, "blob")).to_be_visible()
+    expect(row(fresh, "noto")).to_contain_text("waiting")
+    shoot(fresh, folder / "jobs.png")
 
 
 def test_a_concept_that_it_never_knew(page, folder):
@@ -90,6 +93,7 @@ def test_a_concept_that_it_never_knew(page, folder):
     page.locator("#erase-go").click()
     expect(page.locator("#erase-anyway")).to_be_visible(timeout=WORK)
     expect(studio.state(page, "erase")).to_contain_text("does not seem to know 'Van Gogh'")
+    expect(row(page, "Van Gogh")).to_have_count(0)
     shoot(page, folder / "unknown-concept.png")
 
 
