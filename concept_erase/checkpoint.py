@@ -108,9 +108,10 @@ class Checkpoint:
         entry = self.index.get(component)
         return entry[1] if isinstance(entry, list) and len(entry) == 2 else None
 
-    def has(self, component: str) -> bool:
-        """Whether a pipeline like this one has a component, also where it was not copied."""
-        return self.component_class(component) is not None or (self.folder / component).is_dir()
+    @property
+    def parts(self) -> set[str]:
+        """Names of the components that a pipeline like this one has, also of those that were not copied."""
+        return {name for name in self.index if self.component_class(name) is not None}
 
     def part(self, component: str) -> Path:
         """The folder of a component.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,14 +71,19 @@ SD1 = Family(
 FAMILIES: dict[str, Family] = {family.name: family for family in (SD1,)}
 
 
-def family_of(pipeline_class: str) -> Family:
-    """The family whose pipelines include `pipeline_class`.
+def family_of(pipeline_class: str, parts: Collection[str] = ()) -> Family:
+    """The family whose pipelines include `pipeline_class`; of any other, the one whose parts it has.
 
+    Args:
+        parts: Names of the pipeline's components. That they are of the family's layout is for `check_layout` to say.
     Raises:
         InputError: no family knows it.
     """
     for family in FAMILIES.values():
         if pipeline_class in family.pipelines:
+            return family
+    for family in FAMILIES.values():
+        if {site.component for site in family.sites} <= set(parts):
             return family
     known = sorted(name for family in FAMILIES.values() for name in family.pipelines)
     raise InputError(

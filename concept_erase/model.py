@@ -517,7 +517,8 @@ def source_of(base: Mapping[str, str | None]) -> str | None:
 
 
 def _from_folder(checkpoint: Checkpoint, hub_name: str | None = None) -> Model:
-    family = _family_in(checkpoint, hub_name or checkpoint.name)
+    family = family_of(checkpoint.pipeline_class, checkpoint.parts)
+    check_layout(hub_name or checkpoint.name, checkpoint.config("unet"), checkpoint.text_config)
     revision = checkpoint.folder.name if hub_name else checkpoint.revision
     return Model(
         family,
@@ -527,24 +528,6 @@ def _from_folder(checkpoint: Checkpoint, hub_name: str | None = None) -> Model:
         revision=revision,
         fetched=hub_name is not None,
     )
-
-
-def _family_in(checkpoint: Checkpoint, name: str) -> Family:
-    """Of a folder: by the name of its pipeline, or of any other by the layers that its parts have.
-
-    Args:
-        name: What the base is called in a message.
-    Raises:
-        InputError: it is of no family, or of another layout.
-    """
-    listed = [family for family in FAMILIES.values() if checkpoint.pipeline_class in family.pipelines]
-    for family in listed or FAMILIES.values():
-        if not listed and not all(map(checkpoint.has, {site.component for site in family.sites})):
-            continue
-        check_layout(name, checkpoint.config("unet"), checkpoint.text_config)
-        if listed or any(re.search(site.pattern, s) for site in family.streams for s in checkpoint.unet_streams()):
-            return family
-    return family_of(checkpoint.pipeline_class)
 
 
 def _family_of(pipe: Any) -> Family:

@@ -170,16 +170,14 @@ def test_nan_in_the_text_encoder_is_refused(base_copy, method):
         erase(TWEMOJI, base_copy, quick(method), n=0)
 
 
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
 @pytest.mark.parametrize("name", ["FluxPipeline", "evil.Pipeline", None])
-def test_a_folder_of_an_unknown_class_without_the_parts_of_a_family_is_refused_by_name(base_copy, name):
+def test_a_folder_of_an_unknown_class_without_the_parts_of_a_family_is_refused_by_name(base_copy, name, part):
     index = json.loads((base_copy / "model_index.json").read_text())
-    for part in ("unet", "text_encoder"):
-        left = {k: v for k, v in index.items() if k != part} | {"_class_name": name}
-        (base_copy / "model_index.json").write_text(json.dumps(left))
-        (base_copy / part).rename(base_copy / "elsewhere")
-        with pytest.raises(InputError, match=f"no family knows the pipeline '{name}'.*supported: StableDiffusion"):
-            open_model(base_copy)
-        (base_copy / "elsewhere").rename(base_copy / part)
+    del index[part]
+    (base_copy / "model_index.json").write_text(json.dumps(index | {"_class_name": name}))
+    with pytest.raises(InputError, match=f"no family knows the pipeline '{name}'.*supported: StableDiffusion"):
+        open_model(base_copy)
 
 
 def test_a_live_pipeline_of_an_unknown_class_is_refused(pristine):

@@ -30,8 +30,7 @@ def erase_violin(page: Page) -> None:
     """Erase a violin, without scores where nobody looks, and with an anchor that need not be looked for."""
     page.locator("#erase-kind").get_by_text("An object").click()
     studio.write(page, "erase-target", "violin")
-    if not FOR_SHOW:
-        studio.advanced(page, "erase", pictures=0)
+    studio.advanced(page, "erase", **({} if FOR_SHOW else {"pictures": 0}))
     page.locator("#erase-anchor").get_by_role("textbox").fill("car")
     page.locator("#erase-go").click()
     expect(page.locator("#erase-words")).to_contain_text("violin", timeout=studio.WORK)
