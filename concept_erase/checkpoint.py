@@ -99,12 +99,19 @@ class Checkpoint:
 
     @property
     def pipeline_class(self) -> str:
-        return str(self.index.get("_class_name"))
+        """Name of the pipeline's class; of a custom one the index names its file as well."""
+        named = self.index.get("_class_name")
+        return str(named[-1] if isinstance(named, list) and named else named)
 
     def component_class(self, component: str) -> str | None:
         """Name of a component's class, None where the index does not say."""
         entry = self.index.get(component)
         return entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+
+    @property
+    def parts(self) -> set[str]:
+        """Names of the components that a pipeline like this one has, also of those that were not copied."""
+        return {name for name in self.index if self.component_class(name) is not None}
 
     def part(self, component: str) -> Path:
         """The folder of a component.

@@ -49,6 +49,7 @@ _OBJECT = replace(
     ),
     probes=("an icon of a {}", "a {}", "a picture of a {}"),
 )
+ALONE = ("a {target}", "an icon of a {target}", "{target}")  # a context without any concept
 PROFILES = {Kind.STYLE: _STYLE, Kind.OBJECT: _OBJECT, Kind.IDENTITY: GENERAL[Kind.IDENTITY], Kind.VIOLENCE: _OBJECT}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,17 +71,25 @@ SD1 = Family(
 FAMILIES: dict[str, Family] = {family.name: family for family in (SD1,)}
 
 
-def family_of(pipeline_class: str) -> Family:
-    """The family whose pipelines include `pipeline_class`.
+def family_of(pipeline_class: str, parts: Collection[str] = ()) -> Family:
+    """The family whose pipelines include `pipeline_class`; of any other, the one whose parts it has.
 
+    Args:
+        parts: Names of the pipeline's components. That they are of the family's layout is for `check_layout` to say.
     Raises:
         InputError: no family knows it.
     """
     for family in FAMILIES.values():
         if pipeline_class in family.pipelines:
             return family
+    for family in FAMILIES.values():
+        if {site.component for site in family.sites} <= set(parts):
+            return family
     known = sorted(name for family in FAMILIES.values() for name in family.pipelines)
-    raise InputError(f"no family knows the pipeline {pipeline_class!r}; supported: {', '.join(known)}.")
+    raise InputError(
+        f"no family knows the pipeline {pipeline_class!r} or its parts; supported: {', '.join(known)}, and others with "
+        "the same tokenizer, text encoder and unet."
+    )
 
 
 def check_layout(name: str, unet: Mapping[str, Any], text: Mapping[str, Any]) -> None:
@@ -113,12 +121,18 @@ def check_layout(name: str, unet: Mapping[str, Any], text: Mapping[str, Any]) ->
     raise InputError(f"{name} has {other}; Stable Diffusion 1 layouts are supported so far, pass one of those.")
 
 
-def beside_text(name: str, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> str | None:
+def beside_text(name: str, unet: Mapping[str, Any], vae: Mapping[str, Any], kind: str | None = None) -> str | None:
     """Why a base does not draw from a text alone, with the remedy; None where nothing speaks against it.
 
     Args:
         unet, vae: Configurations, as far as they are known.
+        kind: Class of the denoiser; None where nobody says.
     """
+    if kind not in (None, "UNet2DConditionModel"):
+        return (
+            f"the denoiser of {name} is a {kind}, a text alone is drawn with a UNet2DConditionModel. Concepts can be "
+            "erased from it, but pictures cannot be drawn here; draw with diffusers' pipeline for it."
+        )
     channels, latent = unet.get("in_channels", 4), vae.get("latent_channels", 4)
     if channels == latent:
         return None

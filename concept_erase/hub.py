@@ -11,6 +11,7 @@ import torch
 
 from concept_erase.checkpoint import Checkpoint, complete
 from concept_erase.errors import InputError, MissingModelError
+from concept_erase.families import FAMILIES
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -108,30 +109,34 @@ def load_text_encoder(checkpoint: Checkpoint) -> Any:
 def load_pipeline(checkpoint: Checkpoint) -> DiffusionPipeline:
     """A full pipeline in float32, quietly; only safetensors are read and no remote code is run.
 
-    Each component is loaded in the variant that is there, and compared with its files.
+    Each component is loaded in the variant that is there, and compared with its files. What no family lists (ControlNet
+    and its kin, classes of one's own) becomes the plain pipeline of the same parts, and what it has beside them is not
+    read.
     """
     import diffusers
-    from diffusers import DiffusionPipeline
+    from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
     checkpoint.part("scheduler")
+    listed = any(checkpoint.pipeline_class in family.pipelines for family in FAMILIES.values())
+    kind: Any = DiffusionPipeline if listed else StableDiffusionPipeline
     parts: dict[str, Any] = {"text_encoder": load_text_encoder(checkpoint).requires_grad_(True)}
     for component in ("unet", "vae"):
         checkpoint.part(component)
-        kind = getattr(diffusers, checkpoint.component_class(component) or "", None)
-        if kind is None:
+        module = getattr(diffusers, checkpoint.component_class(component) or "", None)
+        if module is None:
             raise InputError(
                 f"the {component} of {checkpoint.name} is a {checkpoint.component_class(component)}, which diffusers "
                 f"{diffusers.__version__} does not know; pass a pipeline with a UNet2DConditionModel and a VAE."
             )
-        parts[component] = _loaded(checkpoint, component, kind, torch_dtype=torch.float32)
+        parts[component] = _loaded(checkpoint, component, module, torch_dtype=torch.float32)
     variant = None
     if checkpoint.component_class("safety_checker"):
         variant = checkpoint.weights("safety_checker").variant
     try:
         with quiet():
-            pipe = DiffusionPipeline.from_pretrained(
-                checkpoint.folder, use_safetensors=True, variant=variant, **parts
-            ).to(torch.float32)
+            pipe = kind.from_pretrained(checkpoint.folder, use_safetensors=True, variant=variant, **parts).to(
+                torch.float32
+            )
     except _UNREADABLE as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(

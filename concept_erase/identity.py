@@ -1,9 +1,10 @@
 """Which base it is: a hash for equal weights, and a few numbers that survive rounding for those that are merely close.
 
-A hash changes with the last bit, so a base that was rounded to bfloat16 or float8 has another one. The *sketch* beside
-it holds `u^T W v` of each layer W with fixed vectors u and v of +1 and -1. Over such vectors the square of `u^T W v`
-has the mean `||W||^2`, so the distance of two sketches estimates that of the weights; and it is linear in W, so what an
-edit does to a sketch follows from the edit's factors alone.
+A hash changes with the last bit, so a base that was rounded to bfloat16 or float8 has another one, and so has one in
+"scaled" float8, where each layer or each of its rows has a factor of its own. The *sketch* beside it holds `u^T W v`
+of each layer W with fixed vectors u and v of +1 and -1. Over such vectors the square of `u^T W v` has the mean
+`||W||^2`, so the distance of two sketches estimates that of the weights; and it is linear in W, so what an edit does to
+a sketch follows from the edit's factors alone.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ from torch import Tensor
 from concept_erase.lowrank import LowRank
 
 NUMBERS = 4  # of a sketch, for each layer
-# From coarse to fine; a base is named after the first that holds all of its values.
-FLOATS = ("float8_e5m2", "float8_e4m3fn", "bfloat16", "float16", "float32")
-FINEST = "float16"  # nothing closer than its rounding is told apart
+SCALED = "scaled "  # but for a factor of each row
+FLOATS = (  # from coarse to fine
+    "float8_e5m2", f"{SCALED}float8_e5m2", "float8_e4m3fn", f"{SCALED}float8_e4m3fn", "bfloat16", "float16", "float32",
+)  # fmt: skip
+FINEST = 2e-4  # of the weights, about the rounding of float16: nothing closer is told apart
+SCALE_ERROR = 2.0**-7  # of a value: bfloat16 rounds the value and its row's factor by half of that in all
 SLACK = 2.0  # times the expected rounding: few numbers estimate it, and fewer where few layers outweigh the rest
 CLEAR = 4.0  # standard errors that an edit must stand out by to be called present
 
@@ -33,22 +37,24 @@ class Identity:
 
     Attributes:
         hash: SHA-256 of paths and weights in half precision.
-        dtype: The coarsest float type that holds all weights as they are, whatever they are stored in.
+        dtype: The type of `FLOATS` that holds all weights as they are, whatever they are stored in; of several the one
+            that rounds them most.
+        rounding: Root mean square error of rounding weights like these to that type, relative to them.
         sketch: `NUMBERS` for each layer, in the order of the layers.
         size: What a sketch of these weights is long on average.
-        rounding: Float type -> root mean square error of rounding the weights to it, relative to them.
     """
 
     hash: str
     dtype: str
+    rounding: float
     sketch: tuple[float, ...]
     size: float
-    rounding: dict[str, float]
 
     @property
     def record(self) -> dict[str, Any]:
         """What an adapter says of its base."""
-        return {"hash": self.hash, "dtype": self.dtype, "sketch": [float(f"{x:.6g}") for x in self.sketch]}
+        rounding, sketch = float(f"{self.rounding:.3g}"), [float(f"{x:.6g}") for x in self.sketch]
+        return {"hash": self.hash, "dtype": self.dtype, "rounding": rounding, "sketch": sketch}
 
     def difference(self, recorded: Mapping[str, Any], change: Tensor | None = None) -> str | None:
         """Why these weights are not the recorded base, in words; None if they are, within rounding.
@@ -66,7 +72,7 @@ class Identity:
             )
         there = torch.tensor(recorded["sketch"], dtype=torch.float64)
         gap = (torch.tensor(self.sketch, dtype=torch.float64) - there) / self.size
-        noise = max(self.rounding.get(str(name), 0.0) for name in (self.dtype, recorded.get("dtype"), FINEST))
+        noise = math.hypot(self.rounding, _rounding_in(recorded), FINEST)
         if change is not None and change.any():
             edit = change.double() / self.size
             share = float(gap @ edit / (edit @ edit))
@@ -93,25 +99,20 @@ def identity(weights: Mapping[str, Tensor]) -> Identity:
         double = weight.double()
         square += float(double.square().sum())
         sketch += [float(left @ (double @ right)) for left, right in probes(path, *weight.shape)]
-        holding = [name for name in holding if torch.equal(_rounded(weight, name), weight)]
+        holding = [name for name in holding if holds(name, weight)]
         rows = double[:: max(1, len(double) // 16)]  # rounding is much the same in all rows
         part += float(rows.square().sum())
-        for name in FLOATS:
-            errors[name] += float(_spacing(rows, name).square().sum()) / 12
-    return Identity(
-        digest.hexdigest(),
-        holding[0] if holding else "float32",
-        tuple(sketch),
-        math.sqrt(NUMBERS * square) or 1.0,
-        {name: math.sqrt(error / part) if part else 0.0 for name, error in errors.items()},
-    )
+        for name in holding:
+            errors[name] += float(spacing(rows, name).square().sum()) / 12
+    dtype = max(holding or ["float32"], key=errors.__getitem__)
+    rounding = math.sqrt(errors[dtype] / part) if part else 0.0
+    return Identity(digest.hexdigest(), dtype, rounding, tuple(sketch), math.sqrt(NUMBERS * square) or 1.0)
 
 
 def alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two records are of one base within rounding, neither base being at hand.
 
-    How large the weights are is estimated from the sketch, and rounding from the float types alone, for weights that
-    are no smaller than a type's normal numbers.
+    How large the weights are is estimated from the sketch.
     """
     if one.get("hash") == other.get("hash"):
         return True
@@ -119,9 +120,7 @@ def alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     if not isinstance(sketch, list) or not _is_sketch(sketch, len(sketch)):
         return False
     size = math.sqrt(sum(x * x for x in sketch)) or 1.0
-    # Mantissas are about even between 1 and 2, so numbers are about sqrt(7/3) times the power of two beneath them.
-    rounding = {name: torch.finfo(getattr(torch, name)).eps / math.sqrt(12 * 7 / 3) for name in FLOATS}
-    known = Identity(str(one.get("hash")), str(one.get("dtype")), tuple(sketch), size, rounding)
+    known = Identity(str(one.get("hash")), str(one.get("dtype")), _rounding_in(one), tuple(sketch), size)
     return known.difference(other) is None
 
 
@@ -148,15 +147,34 @@ def _signs(seed: str, length: int) -> Tensor:
     return torch.frombuffer(bytearray(raw), dtype=torch.uint8).remainder(2).double() * 2 - 1
 
 
-def _rounded(weight: Tensor, name: str) -> Tensor:
-    return weight.to(getattr(torch, name)).to(torch.float32)
+def holds(name: str, weight: Tensor) -> bool:
+    """Whether a float type holds all weights as they are; scaled, but for a factor of each row."""
+    kind = getattr(torch, name.removeprefix(SCALED))
+    if not name.startswith(SCALED):
+        return torch.equal(weight.to(kind).to(torch.float32), weight)
+    rows = weight[:: max(1, len(weight) // 16)]  # of other weights not even one row fits by chance
+    largest = rows.abs().amax(1, keepdim=True)
+    fits = largest[:, 0] == 0
+    for step in range(4, 8) if "e5m2" in name else range(8, 16):  # what the row's largest value may be in the type
+        top = step * 2.0 ** math.floor(math.log2(torch.finfo(kind).max / step))
+        values = rows / largest.clamp_min(torch.finfo(torch.float32).tiny) * top
+        apart = (values.to(kind).to(torch.float32) - values).abs()
+        fits |= (apart <= SCALE_ERROR * values.abs()).all(1)
+    return bool(fits.all())
 
 
-def _spacing(values: Tensor, name: str) -> Tensor:
-    """The distance of neighbouring numbers of a float type around each value; float64."""
-    limits = torch.finfo(getattr(torch, name))
-    power = torch.exp2(torch.frexp(values).exponent.double() - 1)
-    return limits.eps * power.clamp_min(limits.smallest_normal)
+def spacing(values: Tensor, name: str) -> Tensor:
+    """The distance of neighbouring numbers of a float type around each value: the step of a rounding."""
+    limits = torch.finfo(getattr(torch, name.removeprefix(SCALED)))
+    power = torch.where(values == 0, 0.0, torch.exp2(torch.frexp(values).exponent.double() - 1))
+    # What is scaled fills the type's range, so hardly a value is below its normal numbers.
+    return limits.eps * (power if name.startswith(SCALED) else power.clamp_min(limits.smallest_normal))
+
+
+def _rounding_in(recorded: Mapping[str, Any]) -> float:
+    """The rounding of a recorded base; 0 where it does not say."""
+    told = recorded.get("rounding")
+    return float(told) if isinstance(told, (int, float)) and 0 <= told < 1 else 0.0
 
 
 def _is_sketch(numbers: object, length: int) -> bool:

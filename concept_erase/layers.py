@@ -81,6 +81,19 @@ def _bare(module: Any) -> Any:
     return module
 
 
+def too_coarse(module: torch.nn.Module) -> torch.dtype | None:
+    """The type of weights that nothing can be computed in as they are (float8); None where all can be.
+
+    Those that diffusers' layerwise casting makes finer at every call can be.
+    """
+    for part in module.modules():
+        if not hasattr(part, "_diffusers_hook"):
+            for weight in part.parameters(recurse=False):
+                if weight.is_floating_point() and weight.element_size() == 1:
+                    return weight.dtype
+    return None
+
+
 def tensor(module: torch.nn.Module, name: str) -> torch.Tensor:
     """A parameter as a forward pass would read it, also where accelerate has moved it out of the module.
 

@@ -32,6 +32,7 @@ from concept_erase.layers import (
     on_disk,
     refuse_loras,
     tensor,
+    too_coarse,
     unwrapped,
     walk,
 )
@@ -209,6 +210,11 @@ class Model:
         return self.component("text_encoder") if self._pipe is not None else load_text_encoder(self._disk)
 
     @cached_property
+    def _encoder(self) -> CLIPTextModel:
+        """The text encoder as it can compute: a copy in float32 where it is kept in float8."""
+        return plain_copy(self.text_encoder) if too_coarse(self.text_encoder) else self.text_encoder
+
+    @cached_property
     def text_hash(self) -> str:
         """SHA-256 over tokenizer and text encoder, in half precision: what embeddings depend on."""
         digest = hashlib.sha256(json.dumps(sorted(self.tokenizer.get_vocab().items())).encode())
@@ -312,22 +318,22 @@ class Model:
         self.require_plain()
         pad = self.tokenizer.pad_token_id
         padded = [[*row[:n], *[pad] * (n - len(row))] for row, n in zip(rows, upto, strict=True)]
-        if causal.plain(self.text_encoder):
+        if causal.plain(self._encoder):
             known = None
             if fronts:
                 key = causal.Fronts, tuple(dict.fromkeys(fronts))
-                known = self.remembered(key, lambda: causal.fronts(self.text_encoder, key[1]))
-            return causal.states(self.text_encoder, padded, known)
+                known = self.remembered(key, lambda: causal.fronts(self._encoder, key[1]))
+            return causal.states(self._encoder, padded, known)
         states: list[Tensor] = [torch.empty(0)] * len(padded)
         order = sorted(range(len(padded)), key=lambda i: len(padded[i]))
-        device = next(self.text_encoder.parameters()).device
+        device = next(self._encoder.parameters()).device
         if device.type == "meta":
             device = torch.device("cpu")  # offloaded: accelerate moves the input to where it computes
         start = 0
         while start < len(order):
             size = len(padded[order[start]])
             same = [i for i in order[start : start + batch] if len(padded[i]) == size]
-            hidden = self.text_encoder(torch.tensor([padded[i] for i in same], device=device)).last_hidden_state
+            hidden = self._encoder(torch.tensor([padded[i] for i in same], device=device)).last_hidden_state
             for i, h in zip(same, hidden.to("cpu", torch.float32), strict=True):
                 states[i] = h
             start += len(same)
@@ -387,10 +393,19 @@ class Model:
             for name in ("tokenizer", "text_encoder", "unet", "vae", "scheduler"):
                 if getattr(self._pipe, name, None) is None:
                     return f"{self.name} has no {name}; pass a whole pipeline to draw."
+            for name in ("text_encoder", "unet", "vae"):
+                if coarse := too_coarse(getattr(self._pipe, name)):
+                    kept = str(coarse).removeprefix("torch.")
+                    return (
+                        f"the {name} of {self.name} is kept in {kept}, in which nothing is computed. Concepts can be "
+                        "erased from it; to draw, call .to(torch.bfloat16), or enable_layerwise_casting() of diffusers."
+                    )
             unet, vae = (unwrapped(getattr(self._pipe, name)).config for name in ("unet", "vae"))
+            kind: str | None = type(unwrapped(self._pipe.unet)).__name__
         else:
             unet, vae = self._disk.config("unet"), self._disk.config("vae")
-        return beside_text(self.name, unet, vae)
+            kind = self._disk.component_class("unet")
+        return beside_text(self.name, unet, vae, kind)
 
     @property
     def is_embedded(self) -> bool:
@@ -413,7 +428,7 @@ class Model:
 
     @property
     def base(self) -> dict[str, Any]:
-        """What an adapter records of its base: "name", "revision", "hash", "dtype" and "sketch"."""
+        """What an adapter records of its base: "name", "revision", "hash", "dtype", "rounding" and "sketch"."""
         return {"name": self.name, "revision": self.revision, **self.identity.record}
 
 
@@ -471,9 +486,9 @@ def open_model(source: Source = None) -> Model:
     """See a generator as layers and text streams.
 
     Args:
-        source: None for the embedded generator, a live diffusers pipeline (of any class whose parts have the layers of
-            a family), a folder, or a hub name. A hub name is looked up in the local cache first; only the files a
-            closed-form edit needs are fetched.
+        source: None for the embedded generator, a live diffusers pipeline, a folder of one (both of any class whose
+            parts have the layers of a family), or a hub name. A hub name is looked up in the local cache first; only
+            the files a closed-form edit needs are fetched.
     Raises:
         InputError: the family is not supported, or the source is a file.
         MissingModelError: the folder is incomplete, or the hub name is neither cached nor reachable.
@@ -515,7 +530,7 @@ def source_of(base: Mapping[str, str | None]) -> str | None:
 
 
 def _from_folder(checkpoint: Checkpoint, hub_name: str | None = None) -> Model:
-    family = family_of(checkpoint.pipeline_class)
+    family = family_of(checkpoint.pipeline_class, checkpoint.parts)
     check_layout(hub_name or checkpoint.name, checkpoint.config("unet"), checkpoint.text_config)
     revision = checkpoint.folder.name if hub_name else checkpoint.revision
     return Model(

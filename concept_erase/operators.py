@@ -26,7 +26,7 @@ from concept_erase.lowrank import LowRank, check_finite
 from concept_erase.model import Model
 from concept_erase.names import holds
 from concept_erase.streams import read as read_prompt
-from concept_erase.surroundings import ALONE, slots, spread, surroundings
+from concept_erase.surroundings import alone, slots, spread, surroundings
 
 _OLD_NAME = "operator.safetensors"  # what earlier versions wrote
 _CONTEXTS = 16  # a direction needs few
@@ -284,7 +284,7 @@ def _others(model: Model, kind: Kind, part: int) -> list[Read]:
         places = [(t, n, c) for n in around.neighbours for t, c in slots(model, anybody, 24, part)]
         lines = ["", *(fill(*place) for place in rng.sample(places, min(_OTHERS, len(places))))]
         lines += [f"a {name}" for name in around.neighbours]
-        lines += [fill(t, c) for c in spread(around.contexts, 24) for t in ALONE]
+        lines += [fill(t, c) for c in spread(around.contexts, 24) for t in alone(model)]
         pieces = sorted(p.replace("</w>", " ") for p in model.tokenizer.get_vocab())
         pieces = [p for p in pieces if p.isascii() and p.strip().isalpha()]
         lines += ["".join(rng.sample(pieces, rng.randint(1, 9))) for _ in range(_OTHERS)]

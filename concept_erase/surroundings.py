@@ -15,7 +15,7 @@ from concept_erase.names import Lookup, apart, distinct, folded, holds
 from concept_erase.streams import Prompt, read
 from concept_erase.vocabulary import knows, nearest, vocabulary, whole_words
 
-ALONE = ("a {target}", "an icon of a {target}", "{target}")  # a context without any concept
+_ALONE = ("a {target}", "a picture of a {target}", "{target}")  # a context without any concept
 _NEAR = 16  # words of a base that are nearest to a concept: they weigh more among what must stay
 WEIGHT = 4  # how often each of their prompts counts
 _PRESERVED, _GIVEN = 60, 480  # prompts of a name that the user preserves, and of all such names of a concept
@@ -43,6 +43,11 @@ class Surroundings:
 def profile(model: Model, kind: Kind) -> KindProfile:
     """The prompts in which a base speaks of a kind of concept."""
     return embedded.PROFILES[kind] if model.is_embedded else PROFILES[kind]
+
+
+def alone(model: Model) -> tuple[str, ...]:
+    """The prompts in which a base speaks of a context without any concept."""
+    return embedded.ALONE if model.is_embedded else _ALONE
 
 
 def surroundings(model: Model, concept: Concept) -> Surroundings:
@@ -179,10 +184,10 @@ def preserved_groups(model: Model, concepts: Sequence[Concept], n: int, part: in
     for concept in concepts:
         around = surroundings(model, concept)
         contexts = _part(around.contexts, n // 8, part)
-        alone = (concept.kind, contexts)
-        if alone not in groups:
-            groups[alone] = _prompts(model, [(t, c, "") for c in contexts for t in ALONE])
-        share = max(1, (n - len(groups[alone])) // max(1, len(around.neighbours)))
+        bare = (concept.kind, contexts)
+        if bare not in groups:
+            groups[bare] = _prompts(model, [(t, c, "") for c in contexts for t in alone(model)])
+        share = max(1, (n - len(groups[bare])) // max(1, len(around.neighbours)))
         half = _part(around.contexts, len(around.contexts) // 2, part)
         for name in apart(around.neighbours, erased, concept.preserve):
             key = (concept.kind, name, half, share)

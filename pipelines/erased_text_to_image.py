@@ -126,7 +126,7 @@ class ErasedStableDiffusionPipeline(StableDiffusionPipeline):
                 a strength is not positive. Nothing was changed.
             RuntimeError: the weights cannot be edited, or earlier erasures are not in place.
         """
-        listed = [_entry(e) for e in ([erasures] if isinstance(erasures, (str, Path)) else erasures)]
+        listed = [_adapter_file(e) for e in ([erasures] if isinstance(erasures, (str, Path)) else erasures)]
         hashes = [sha256] if isinstance(sha256, str) else list(sha256 or [None] * len(listed))
         if not listed:
             raise ValueError("the list of erasures is empty; name at least one adapter file.")
@@ -352,7 +352,7 @@ class _Between:
             self.pipe._expected[path] = (directions, (weight @ directions.to(weight.device)).cpu(), size)
 
 
-def _entry(entry: Any) -> tuple[Path, float]:
+def _adapter_file(entry: Any) -> tuple[Path, float]:
     path, strength = entry if isinstance(entry, (tuple, list)) and len(entry) == 2 else (entry, 1.0)
     if not isinstance(path, (str, Path)):
         raise ValueError(f"an erasure is a path or (path, strength), got {entry!r}.")
@@ -504,7 +504,12 @@ def check_record(path: Path, record: str, *, form: str | None) -> tuple[tuple[st
 
 
 NUMBERS = 4  # of a sketch, for each layer
-FLOATS = ("float8_e5m2", "float8_e4m3fn", "bfloat16", "float16", "float32")  # from coarse to fine
+SCALED = "scaled "  # but for a factor of each row
+FLOATS = (  # from coarse to fine
+    "float8_e5m2", f"{SCALED}float8_e5m2", "float8_e4m3fn", f"{SCALED}float8_e4m3fn", "bfloat16", "float16", "float32",
+)  # fmt: skip
+FINEST = 2e-4  # of the weights, about the rounding of float16: nothing closer is told apart
+SCALE_ERROR = 2.0**-7  # of a value: bfloat16 rounds the value and its row's factor by half of that in all
 
 
 @dataclass(frozen=True, eq=False)
@@ -513,19 +518,19 @@ class Base:
 
     Attributes:
         hash: SHA-256 of them in half precision.
-        dtype: The coarsest float type that holds them all as they are.
+        dtype: The type of `FLOATS` that holds them all as they are, and of several the one that rounds them most.
+        rounding: Root mean square error of rounding weights like these to that type, relative to them.
         sketch: Products u^T W v with fixed vectors of +1 and -1, which survive rounding: where the hash differs, the
             distance of two sketches estimates that of the weights.
         size: What a sketch of these weights is long on average.
-        rounding: Float type -> root mean square error of rounding the weights to it, relative to them.
         shapes: Path -> (d_out, d_in) of each layer, in order.
     """
 
     hash: str
     dtype: str
+    rounding: float
     sketch: Tensor
     size: float
-    rounding: dict[str, float]
     shapes: dict[str, tuple[int, int]]
 
     def check(self, path: Path, recorded: dict[str, Any], change: Tensor | None = None) -> None:
@@ -553,7 +558,9 @@ class Base:
                     f"{path} has a sketch of its base that is no list of numbers; fetch it again."
                 ) from error
             gap = (self.sketch - there) / self.size
-            noise = max(self.rounding.get(str(name), 0.0) for name in (self.dtype, recorded.get("dtype"), "float16"))
+            told = recorded.get("rounding")
+            theirs = float(told) if isinstance(told, (int, float)) and 0 <= told < 1 else 0.0
+            noise = math.hypot(self.rounding, theirs, FINEST)
             share = 0.0
             if change is not None and change.any():
                 edit = change / self.size
@@ -596,18 +603,39 @@ def base_of(unet: nn.Module) -> Base:
         double, shapes[path] = weight.double(), (weight.shape[0], weight.shape[1])
         square += float(double.square().sum())
         numbers += [float(left @ (double @ right)) for left, right in probes(path, *shapes[path])]
-        holding = [n for n in holding if torch.equal(weight.to(getattr(torch, n)).to(torch.float32), weight)]
+        holding = [name for name in holding if holds(name, weight)]
         rows = double[:: max(1, len(double) // 16)]  # rounding is much the same in all rows
         part += float(rows.square().sum())
-        power = torch.exp2(torch.frexp(rows).exponent.double() - 1)
-        for name in FLOATS:  # the distance of neighbouring numbers is the step of a rounding
-            limits = torch.finfo(getattr(torch, name))
-            errors[name] += float((limits.eps * power.clamp_min(limits.smallest_normal)).square().sum()) / 12
-    rounding = {name: math.sqrt(error / part) if part else 0.0 for name, error in errors.items()}
+        for name in holding:
+            errors[name] += float(spacing(rows, name).square().sum()) / 12
+    dtype = max(holding or ["float32"], key=errors.__getitem__)
+    rounding = math.sqrt(errors[dtype] / part) if part else 0.0
     sketch = torch.tensor(numbers, dtype=torch.float64)
-    return Base(
-        digest.hexdigest(), [*holding, "float32"][0], sketch, math.sqrt(NUMBERS * square) or 1.0, rounding, shapes
-    )
+    return Base(digest.hexdigest(), dtype, rounding, sketch, math.sqrt(NUMBERS * square) or 1.0, shapes)
+
+
+def holds(name: str, weight: Tensor) -> bool:
+    """Whether a float type holds all weights as they are; scaled, but for a factor of each row."""
+    kind = getattr(torch, name.removeprefix(SCALED))
+    if not name.startswith(SCALED):
+        return torch.equal(weight.to(kind).to(torch.float32), weight)
+    rows = weight[:: max(1, len(weight) // 16)]  # of other weights not even one row fits by chance
+    largest = rows.abs().amax(1, keepdim=True)
+    fits = largest[:, 0] == 0
+    for step in range(4, 8) if "e5m2" in name else range(8, 16):  # what the row's largest value may be in the type
+        top = step * 2.0 ** math.floor(math.log2(torch.finfo(kind).max / step))
+        values = rows / largest.clamp_min(torch.finfo(torch.float32).tiny) * top
+        apart = (values.to(kind).to(torch.float32) - values).abs()
+        fits |= (apart <= SCALE_ERROR * values.abs()).all(1)
+    return bool(fits.all())
+
+
+def spacing(values: Tensor, name: str) -> Tensor:
+    """The distance of neighbouring numbers of a float type around each value: the step of a rounding."""
+    limits = torch.finfo(getattr(torch, name.removeprefix(SCALED)))
+    power = torch.where(values == 0, 0.0, torch.exp2(torch.frexp(values).exponent.double() - 1))
+    # What is scaled fills the type's range, so hardly a value is below its normal numbers.
+    return limits.eps * (power if name.startswith(SCALED) else power.clamp_min(limits.smallest_normal))
 
 
 def probes(path: str, d_out: int, d_in: int) -> list[tuple[Tensor, Tensor]]:

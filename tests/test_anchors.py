@@ -16,12 +16,14 @@ from concept_erase.model import Model
 from concept_erase.statistics import rate
 from concept_erase.surroundings import (
     WEIGHT,
+    alone,
     candidates,
     combining,
     concept_prompts,
     nearby,
     preserved_groups,
     preserved_prompts,
+    profile,
     slots,
     spread,
     surroundings,
@@ -60,6 +62,13 @@ def test_what_is_violent_becomes_what_a_person_named(model):
 
 def test_what_the_user_preserves_are_the_neighbours_of_an_unknown_base(model):
     assert surroundings(model, FREE).neighbours == TWEMOJI.preserve
+
+
+def test_only_the_embedded_base_is_spoken_to_of_icons(model, house):
+    for kind in Kind:
+        spoken = (*alone(model), *profile(model, kind).templates, *profile(model, kind).unseen)
+        assert not any("icon" in line or "emoji" in line for line in spoken)
+    assert any("icon" in line for line in alone(house))
 
 
 @pytest.mark.parametrize(

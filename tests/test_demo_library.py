@@ -119,13 +119,16 @@ def test_composing_refuses_what_does_not_go_together(studio, model):
     assert len(studio.library.items()) == 4, "nothing was made"
 
 
-def test_adapters_of_a_rounded_base_go_together(studio, model, pipe, base_folder):
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn", "float8_e5m2"])
+def test_adapters_of_a_rounded_base_go_together(studio, model, pipe, base_folder, dtype):
     import torch
 
     from concept_erase.model import open_model
 
     first, second = put(studio, model, "noto", 1), put(studio, model, "blob", 2)
-    coarse = {**open_model(pipe.to(torch.bfloat16)).base, "name": "tiny-bf16"}
+    for weight in pipe.unet.parameters():
+        weight.data = weight.data.to(getattr(torch, dtype))
+    coarse = {**open_model(pipe).base, "name": f"tiny-{dtype}"}
     assert coarse["hash"] != model.base["hash"]
     for item, base in ((first, model.base), (second, coarse)):
         made = item.adapter()

@@ -127,6 +127,14 @@ def test_a_run_is_the_measure_of_the_next(base_folder, tmp_path):
     assert found.seconds == pytest.approx(START + 2 * sum(line["seconds"] for line in lines))
 
 
+@pytest.mark.parametrize("name", ["StableDiffusionControlNetPipeline", "MyPipeline", ["my_file", "MyPipeline"]])
+def test_a_folder_of_another_pipeline_with_the_same_parts_takes_as_much(base_folder, base_copy, tmp_path, name):
+    index = json.loads((base_copy / "model_index.json").read_text())
+    (base_copy / "model_index.json").write_text(json.dumps(index | {"_class_name": name}))
+    found, usual = (estimate(listed(*ROWS), job_of(base), tmp_path, 1) for base in (base_copy, base_folder))
+    assert (found.adapter, found.pictures) == (usual.adapter, usual.pictures)
+
+
 def test_a_base_that_is_not_on_disk_is_said_so(tmp_path):
     found = estimate(listed(*ROWS), Job(model="nobody/nothing"), tmp_path, 1)
     assert (found.adapter, found.disk, found.seconds) == (0, 0, None)

@@ -170,9 +170,11 @@ def test_nan_in_the_text_encoder_is_refused(base_copy, method):
         erase(TWEMOJI, base_copy, quick(method), n=0)
 
 
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
 @pytest.mark.parametrize("name", ["FluxPipeline", "evil.Pipeline", None])
-def test_an_unknown_pipeline_class_is_refused_by_name(base_copy, name):
+def test_a_folder_of_an_unknown_class_without_the_parts_of_a_family_is_refused_by_name(base_copy, name, part):
     index = json.loads((base_copy / "model_index.json").read_text())
+    del index[part]
     (base_copy / "model_index.json").write_text(json.dumps(index | {"_class_name": name}))
     with pytest.raises(InputError, match=f"no family knows the pipeline '{name}'.*supported: StableDiffusion"):
         open_model(base_copy)
@@ -211,6 +213,83 @@ def test_any_pipeline_of_a_familys_parts_is_taken(pipe, model):
         assert erase(TWEMOJI, made, quick("uce"), n=0).adapter.digest == plain.digest
     image = generate(open_model(next(others(pipe))), ["a cat"], [1], sampling=Sampling(steps=1))[0]
     assert image.tobytes() == generate(open_model(pipe), ["a cat"], [1], sampling=Sampling(steps=1))[0].tobytes()
+
+
+UNLISTED = {
+    "PAG": ("StableDiffusionPAGPipeline", {}),
+    "another layout's name": ("StableDiffusionXLPipeline", {}),
+    "a part that was not copied": ("AnimateDiffPipeline", {"motion_adapter": ["diffusers", "MotionAdapter"]}),
+    "unknown to diffusers": ("MyPipeline", {"mine": ["my_file", "Mine"], "number": 3}),
+    "custom": (["my_file", "MyPipeline"], {}),
+}
+
+
+@pytest.mark.parametrize("kind", UNLISTED)
+def test_a_folder_of_any_class_with_the_parts_of_a_family_is_taken_and_drawn_from(base_copy, model, kind):
+    name, more = UNLISTED[kind]
+    index = json.loads((base_copy / "model_index.json").read_text())
+    (base_copy / "model_index.json").write_text(json.dumps(index | {"_class_name": name} | more))
+    opened = open_model(base_copy)
+    assert (opened.family, opened.fingerprint, opened.undrawable) == (SD1, model.fingerprint, None)
+    (usual,) = generate(model, ["a cat"], [1], sampling=Sampling(steps=1))
+    assert generate(opened, ["a cat"], [1], sampling=Sampling(steps=1))[0].tobytes() == usual.tobytes()
+
+
+def test_a_controlnet_folder_is_taken_and_drawn_from_without_its_controlnet(pipe, model, tmp_path):
+    next(others(pipe)).save_pretrained(tmp_path)
+    assert (tmp_path / "controlnet").is_dir()
+    opened = open_model(tmp_path)
+    plain = erase(TWEMOJI, model, quick("uce"), n=0).adapter
+    assert erase(TWEMOJI, opened, quick("uce"), n=0).adapter.digest == plain.digest
+    (usual,) = generate(model, ["a cat"], [1], sampling=Sampling(steps=1))
+    assert generate(opened, ["a cat"], [1], sampling=Sampling(steps=1))[0].tobytes() == usual.tobytes()
+
+
+def test_a_controlnet_folder_for_inpainting_is_erased_from_and_says_why_it_is_not_scored(base_copy, pipe):
+    from diffusers import UNet2DConditionModel
+
+    plain = erase(TWEMOJI, pipe, quick("uce"), n=0).adapter
+    unet = UNet2DConditionModel.from_config(dict(pipe.unet.config) | {"in_channels": 9})
+    state = {name: tensor for name, tensor in pipe.unet.state_dict().items() if name != "conv_in.weight"}
+    unet.load_state_dict(state, strict=False)
+    pipe.unet = unet
+    made = list(others(pipe))[1]
+    made.save_pretrained(base_copy)
+    outcome = erase(TWEMOJI, base_copy, quick("uce"), n=2)
+    assert outcome.adapter.digest == plain.digest
+    assert outcome.scores is None
+    assert "9 input channels" in outcome.unscored
+
+
+def test_a_denoiser_of_another_class_is_erased_from_and_not_drawn(base_copy):
+    index = json.loads((base_copy / "model_index.json").read_text())
+    changed = {"_class_name": "MyPipeline", "unet": ["my_file", "MyUNet"]}
+    (base_copy / "model_index.json").write_text(json.dumps(index | changed))
+    outcome = erase(TWEMOJI, base_copy, quick("uce"), n=2)
+    assert outcome.scores is None
+    assert "is a MyUNet" in outcome.unscored
+    with pytest.raises(InputError, match="is a MyUNet"):
+        generate(open_model(base_copy), ["a cat"], [1], sampling=Sampling(steps=1))
+
+
+@pytest.mark.parametrize("name", ["StableDiffusionControlNetPipeline", "StableDiffusionXLPipeline", "MyPipeline"])
+def test_a_folder_of_an_unlisted_class_and_another_layout_is_refused(base_copy, name):
+    index = json.loads((base_copy / "model_index.json").read_text())
+    (base_copy / "model_index.json").write_text(json.dumps(index | {"_class_name": name}))
+    config = base_copy / "unet" / "config.json"
+    held = json.loads(config.read_text())
+    for changed, layout in (
+        ({"cross_attention_dim": 1024}, "Stable Diffusion 2"),
+        ({"cross_attention_dim": 2048}, "SDXL"),
+    ):
+        config.write_text(json.dumps(held | changed))
+        with pytest.raises(InputError, match=f"{layout} layout.*pass one of those"):
+            open_model(base_copy)
+    config.write_text(json.dumps(held))
+    text = base_copy / "text_encoder" / "config.json"
+    text.write_text(json.dumps(json.loads(text.read_text()) | {"model_type": "t5"}))
+    with pytest.raises(InputError, match="of the kind 't5'"):
+        open_model(base_copy)
 
 
 def test_an_unlisted_pipeline_of_another_layout_is_refused(pipe):

@@ -1,5 +1,6 @@
 """pipelines/: opened through diffusers as a user does, verified, and hard to talk out of an erasure."""
 
+import ast
 import copy
 import dataclasses
 import hashlib
@@ -454,9 +455,16 @@ def test_a_rounded_base_is_the_same_and_an_erased_one_is_not(model, unet_edit, o
     files = {"erasures": [file]} if code is ERASED else {"operators": [operator]}
     for dtype in (torch.float16, torch.bfloat16):
         around(build_pipeline().to(dtype), code, **files)
-    coarse = build_pipeline()
-    coarse.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
-    drawn(around(coarse, code, **files), "a cat")
+    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+        coarse = build_pipeline()
+        coarse.unet.enable_layerwise_casting(storage_dtype=dtype, compute_dtype=torch.float32)
+        drawn(around(coarse, code, **files), "a cat")
+    scaled = build_pipeline()
+    for name, layer in scaled.unet.named_modules():
+        if name.endswith(("attn2.to_k", "attn2.to_v")):
+            factor = layer.weight.data.abs().max() / torch.finfo(torch.float8_e4m3fn).max
+            layer.weight.data = (layer.weight.data / factor).to(torch.float8_e4m3fn).float() * factor
+    drawn(around(scaled, code, **files), "a cat")
     fused = build_pipeline()
     edit_directly(fused, unet_edit.changes)
     reason = "already, at strength 1" if code is ERASED else "one that was edited"
@@ -474,6 +482,26 @@ def test_both_tell_bases_by_the_same_numbers_as_the_package(pipe, model):
         assert (base.dtype, base.size, base.rounding) == (
             model.identity.dtype, model.identity.size, model.identity.rounding,
         )  # fmt: skip
+
+
+def test_what_the_files_repeat_is_the_same_to_the_letter():
+    """Each stands alone, so what both need is in both; what the package has as well is the package's."""
+    ours = ROOT / "concept_erase" / "identity.py"
+    erased, gated, package = (dict(defined_in(file)) for file in (ERASED, GATED, ours))
+    both = erased.keys() & gated.keys()
+    assert {"read_file", "check_record", "Base", "base_of", "unwrapped", "weight_of"} <= both
+    assert {name: erased[name] for name in both} == {name: gated[name] for name in both}
+    repeated = {"NUMBERS", "SCALED", "FLOATS", "FINEST", "SCALE_ERROR", "holds", "spacing"}
+    assert {name: erased[name] for name in repeated} == {name: package[name] for name in repeated}
+
+
+def defined_in(file: Path):
+    """Name and text of each function, class and constant of a file."""
+    text = file.read_text(encoding="utf-8")
+    for node in ast.parse(text).body:
+        name = node.targets[0].id if isinstance(node, ast.Assign) else getattr(node, "name", None)
+        if name:
+            yield name, ast.get_source_segment(text, node)
 
 
 # -- erased: files as they come --------------------------------------------------------------------------------------

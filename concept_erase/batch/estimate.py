@@ -170,7 +170,8 @@ def _bytes(members: Counter[str], plans: dict[str, _Plan], layers: dict[str, lis
 
 def _layers(folder: Path, plan: _Plan) -> list[Shape]:
     """Shapes of all layers that a method changes."""
-    family = family_of(str(json.loads((folder / "model_index.json").read_text())["_class_name"]))
+    index = json.loads((folder / "model_index.json").read_text())
+    family = family_of(str(index["_class_name"]), [name for name in index if (folder / name).is_dir()])
     found = []
     for site in family.encoder if plan.description.edits == "text encoder" else family.streams:
         for name, shape in _shapes(folder / site.component):

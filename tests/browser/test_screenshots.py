@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from . import studio
 from .demo import FOR_SHOW, ROOT
@@ -27,14 +27,15 @@ def folder(tmp_path) -> Path:
     return ROOT / "demos" / "screenshots" if FOR_SHOW else tmp_path
 
 
-def shoot(page: Page, path: Path, width: int = WIDTH) -> None:
-    """The page from its top, in few colours."""
+def shoot(page: Page, path: Path, width: int = WIDTH, part: Locator | None = None) -> None:
+    """The page from its top, or a part of it, in few colours."""
     page.set_viewport_size({"width": width, "height": 900})
     page.mouse.move(0, 0)
     page.evaluate("scrollTo(0, 0); document.activeElement?.blur()")
     page.wait_for_function("[...document.images].every((i) => i.complete)")
     height = min(TALLEST, page.evaluate("document.documentElement.scrollHeight"))
-    data = page.screenshot(full_page=True, clip={"x": 0, "y": 0, "width": width, "height": height})
+    clip = {"x": 0, "y": 0, "width": width, "height": height}
+    data = part.screenshot() if part else page.screenshot(full_page=True, clip=clip)
     image = Image.open(io.BytesIO(data)).convert("RGB")
     assert len(image.getcolors(1 << 24) or ()) > 200, "nothing was drawn"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,8 +81,11 @@ def test_jobs(own_demo, open_page, folder):
     other = open_page(own_demo.url)
     expect(other.locator("#erase-status")).to_contain_text("Erasing blob")
     begin(other, "noto")
-    expect(row(other, "noto")).to_contain_text("waiting")
-    shoot(other, folder / "jobs.png")
+    fresh = open_page(own_demo.url)  # where nobody has typed yet
+    studio.tiles(fresh)
+    expect(row(fresh, "blob")).to_be_visible()
+    expect(row(fresh, "noto")).to_contain_text("waiting")
+    shoot(fresh, folder / "jobs.png")
 
 
 def test_a_concept_that_it_never_knew(page, folder):
@@ -89,6 +93,7 @@ def test_a_concept_that_it_never_knew(page, folder):
     page.locator("#erase-go").click()
     expect(page.locator("#erase-anyway")).to_be_visible(timeout=WORK)
     expect(studio.state(page, "erase")).to_contain_text("does not seem to know 'Van Gogh'")
+    expect(row(page, "Van Gogh")).to_have_count(0)
     shoot(page, folder / "unknown-concept.png")
 
 
@@ -151,11 +156,10 @@ def test_interference_on_a_phone(open_page, demo, shelf, folder):
     page.locator("#library-compose").click()
     studio.ended(page, "library", within=WORK)
     expect(page.locator("#library-matters")).to_be_visible()
-    page.locator("#library-matters").scroll_into_view_if_needed()
-    shoot(page, folder / "phone-interference.png", PHONE["width"])
+    shoot(page, folder / "phone-interference.png", PHONE["width"], page.locator("#library-result"))
 
 
 def test_how_to_use(erased, folder):
     erased.locator(".ce-use summary").first.click()
     expect(erased.locator(".ce-use p").first).to_be_visible()
-    erased.locator(".ce-use").first.screenshot(path=folder / "how-to-use.png")  # it is below what `shoot` shows
+    shoot(erased, folder / "how-to-use.png", part=erased.locator(".ce-use").first)
