@@ -250,6 +250,7 @@ class Movement:
     def _edited(self) -> Model:
         """The model with a copy of its text encoder, on which changes can be put."""
         edited = copy.copy(self.model)
+        edited.__dict__.pop("_encoder", None)
         edited.__dict__["text_encoder"] = self.model.encoder_copy()  # fills the cached property; use only `encode`
         return edited
 
