@@ -1,5 +1,6 @@
 import copy
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from conftest import (
     encoder_paths,
     layer_at,
     names_in,
+    quick,
     random_changes,
     untouched,
 )
@@ -96,7 +98,7 @@ def trio(model):
 @pytest.mark.parametrize("which", [0, 1, 2], ids=["denoiser", "encoder", "both"])
 def test_moves_are_those_of_dense_weights(model, pristine, trio, which):
     adapter = trio[which]
-    found = interference(model, [adapter], ["openmoji", "cat"])
+    found = interference(model, [adapter], ["openmoji", "cat"], padding=model.length)
     stay = [Concept(name, adapter.concepts[0].kind) for name in ("openmoji", "cat")]
     expected = brute(model, pristine, [adapter.changes], adapter.concepts, stay)
     assert found.concepts == (adapter.concepts[0].target, "openmoji", "cat")
@@ -106,7 +108,7 @@ def test_moves_are_those_of_dense_weights(model, pristine, trio, which):
 
 
 def test_all_together_is_the_dense_sum(model, pristine, trio):
-    found = interference(model, trio, ["openmoji"])
+    found = interference(model, trio, ["openmoji"], padding=model.length)
     targets = [a.concepts[0] for a in trio]
     expected = brute(model, pristine, [a.changes for a in trio], targets, [Concept("openmoji")])
     np.testing.assert_allclose(found.together, expected, rtol=2e-4)
@@ -555,3 +557,25 @@ def test_the_command_refuses_what_it_cannot_use(styles, base_folder, tmp_path, a
     assert result.exception.exit_code == 2
     assert message in str(result.exception)
     assert not (tmp_path / "x.json").exists()
+
+
+def test_the_operator_beside_a_file_stands_for_it_unless_it_is_anothers(model, tmp_path, monkeypatch):
+    from concept_erase import erase
+    from concept_erase.adapter import Adapter
+
+    targets = ("twemoji", "blob", "noto")
+    files = [
+        erase(Concept(name, anchor="fluent"), model, quick("uce"), out=tmp_path / name, n=0, dtype=dtype).files
+        for name, dtype in zip(targets, (torch.float32, torch.float16, torch.float32), strict=True)
+    ]
+    adapters = [Adapter.load(f["adapter"]) for f in files]
+    shutil.copy(files[0]["operator"], files[2]["operator"])  # not that of its adapter any more
+    used = []
+    real = bundle.operator_factor
+    monkeypatch.setattr(bundle, "operator_factor", lambda *how: used.append(how) or real(*how))
+    beside = interference(model, [f["adapter"] for f in files])
+    assert len(used) == 2
+    loaded = interference(model, adapters)
+    assert len(used) == 2, "an adapter in memory has no file beside it"
+    np.testing.assert_allclose(beside.moved, loaded.moved, rtol=3e-3)
+    np.testing.assert_allclose(beside.together, loaded.together, rtol=3e-3)

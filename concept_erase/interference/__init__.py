@@ -21,7 +21,7 @@ from concept_erase.interference.movement import Columns, Movement, few_slots
 from concept_erase.methods import Progress
 from concept_erase.model import Model, Source, open_model
 from concept_erase.names import Lookup, apart, distinct, folded, normalise, without
-from concept_erase.streams import read
+from concept_erase.streams import PADDING, read
 from concept_erase.surroundings import spread, surroundings
 
 MANY = 64  # adapters; above, one prompt per concept is enough, and the summary holds the worst pairs only
@@ -111,13 +111,15 @@ def interference(
     preserved: Sequence[str | Concept] | None = None,
     *,
     prompts: int | None = None,
+    padding: int = PADDING,
     check: bool = True,
     progress: Progress | None = None,
 ) -> Interference:
     """Measure how adapters move each other's targets and what must stay.
 
-    Changes of the denoiser are measured in closed form, exactly, by their low-rank factors; of layers that read the
-    text there is one small matrix per adapter, so thousands are feasible. For changes of the text encoder the prompts
+    Changes of the denoiser are measured in closed form by their low-rank factors; of layers that read the text there is
+    one small matrix per adapter, so thousands are feasible. Where the operator that a closed form was folded from lies
+    beside an adapter, it stands for it. For changes of the text encoder the prompts
     are encoded again by a copy that carries them, one adapter at a time.
 
     Args:
@@ -126,7 +128,9 @@ def interference(
         preserved: Concepts that must stay; a text is of the kind most adapters have. None takes what the adapters'
             concepts preserve and then neighbours that nobody erases, 24 in all, evenly spread.
         prompts: Per concept; the kind's templates in turn, each with another context. None takes 6, or 1 if there are
-            more than 64 adapters. With 1, the first position of the padding stands for all of it.
+            more than 64 adapters.
+        padding: How many positions behind a prompt's end are looked at, the last one standing for all that follow; 1
+            where there is one prompt per concept.
         check: Compare the recorded hash of each adapter's base with the model. Shapes are always compared.
     Raises:
         BaseMismatchError: an adapter is for another base.
@@ -154,9 +158,10 @@ def interference(
         filled = few_slots(model, concept, number, names)
         anchor = concept.anchor or concept.target
         pairs.append([(read(model, t, concept.target, c), read(model, t, anchor, c)) for t, c in filled])
-    columns, _ = Columns.of(model, pairs, brief=number == 1)
+    few = 1 if number == 1 else padding
+    columns, _ = Columns.of(model, pairs, few)
     before = columns.states(model, lambda done, total: tell(done, total, "embeddings of the concepts"))
-    _, goals = Columns.of(model, pairs[: len(targets)], brief=number == 1)
+    _, goals = Columns.of(model, pairs[: len(targets)], few)
     there = goals.states(model, lambda done, total: tell(done, total, "embeddings of the anchors"))
     ways = Movement(model, goals, before[: len(there)]).to(there)
     aimed = torch.tensor([any(t.ids != a.ids for t, a in listed) for listed in pairs[: len(targets)]])
@@ -167,7 +172,7 @@ def interference(
 
     movement = Movement(model, columns, before)
     moved = bundle.moves(movement, tell) / ways
-    together = movement.of(*parts(model, bundle.total.changes())) / ways if len(moved) > 1 else moved[0]
+    together = movement.of(*parts(model, bundle.together())) / ways if len(moved) > 1 else moved[0]
     own = np.zeros(moved.shape, bool)
     for k, member in enumerate(bundle.kept):
         mine = Lookup(c.target for c in member.concepts)

@@ -9,19 +9,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from concept_erase import operators
 from concept_erase.adapter import Adapter
 from concept_erase.concepts import Concept
-from concept_erase.errors import BaseMismatchError
+from concept_erase.errors import AdapterFileError, BaseMismatchError
 from concept_erase.identity import sketch_of
-from concept_erase.interference.movement import Movement, Total, seen_factor
+from concept_erase.interference.movement import Movement, Total, operator_factor, seen_factor
 from concept_erase.layers import canonical_to_live, linear
-from concept_erase.lowrank import LowRank
+from concept_erase.lowrank import LowRank, concatenate
 from concept_erase.methods import Progress
 from concept_erase.model import Model
 from concept_erase.names import folded
+from concept_erase.streams import fold
 
 HELD = 2**29  # bytes of reduced adapters that are kept between reading and measuring; others are read again
 ROWS = 512  # of factors that are multiplied at once
+ROUNDED = 2e-3  # of a change: so far half precision may take a file from its operator
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,14 +50,14 @@ class Bundle:
     Attributes:
         kept: The adapters, duplicates left out.
         notices: Which were duplicates.
-        total: The sum of all their changes.
     """
 
     def __init__(self, model: Model, *, check: bool) -> None:
         self.model, self.check = model, check
         self.kept: list[Member] = []
         self.notices: list[str] = []
-        self.total = Total()
+        self._total = Total()
+        self._stream: Tensor | None = None  # sum of the operators on the text stream, (d, d)
         self._names: dict[str, str] = {}  # digest -> how the user calls it
         self._held = 0
 
@@ -74,15 +77,44 @@ class Bundle:
             return
         self._names[digest] = name
         stream, encoder = parts(self.model, adapter.changes)
-        factor = None
-        if not encoder:
-            factor = seen_factor(stream, self.model.gram.shape[0])
+        operator = None if encoder else self._operator(source, stream)
+        factor: Tensor | None
+        if operator is not None:
+            factor = operator_factor(operator, self.model.gram)
+            whole = operator.to(torch.float64).delta()
+            self._stream = whole if self._stream is None else self._stream.add_(whole)
+        else:
+            factor = None if encoder else seen_factor(stream, self.model.gram.shape[0])
+            self._total.add({**stream, **encoder})
+        if factor is not None:
             self._held += factor.nbytes
             if self._held > HELD:
                 self._held -= factor.nbytes
                 factor = None
-        self.total.add({**stream, **encoder})
         self.kept.append(Member(source, adapter.title, adapter.method, digest, adapter.concepts, factor))
+
+    def together(self) -> dict[str, LowRank]:
+        """The sum of all changes, by layer, float64."""
+        if self._stream is not None:
+            one = torch.eye(len(self._stream), dtype=torch.float64)
+            self._total.add(fold(self.model, LowRank(self._stream, one)))
+            self._stream = None
+        return self._total.changes()
+
+    def _operator(self, source: Adapter | Path | str, stream: Mapping[str, LowRank]) -> LowRank | None:
+        """What the changes are folded from, if it lies beside their file: one small matrix instead of one per layer."""
+        if isinstance(source, Adapter) or stream.keys() != set(self.model.stream_layers()):
+            return None
+        try:
+            operator = operators.read(operators.beside(Path(source))).change
+        except (AdapterFileError, OSError):
+            return None
+        path = min(stream, key=lambda path: stream[path].up.shape[0])  # one layer tells whether it is that of this file
+        if operator.shape != (stream[path].shape[1],) * 2:
+            return None
+        folded, own = operator.to(torch.float64).folded_into(self.model.weight(path)), stream[path].to(torch.float64)
+        apart = concatenate([folded, own.scaled(-1.0)])
+        return operator if _size(apart) <= ROUNDED * _size(own) else None
 
     def targets(self) -> list[Concept]:
         """Each pair of target and anchor once, in the order of the adapters."""
@@ -133,6 +165,11 @@ class Bundle:
                 f"{name} was made for {adapter.base.get('name')!r}, and in {model.name} {reason}; "
                 "pass that base, or erase the concept from this one."
             )
+
+
+def _size(change: LowRank) -> float:
+    """Frobenius norm of a change."""
+    return float(((change.up.T @ change.up) * (change.down @ change.down.T)).sum().clamp_min(0)) ** 0.5
 
 
 def _encoder_shape(model: Model, path: str) -> tuple[int, ...] | None:

@@ -16,7 +16,7 @@ from concept_erase.layers import canonical_to_live, linear
 from concept_erase.lowrank import LowRank, concatenate
 from concept_erase.model import Model
 from concept_erase.names import Lookup, apart
-from concept_erase.streams import Prompt, Tokens, aligned
+from concept_erase.streams import PADDING, Prompt, Tokens, aligned
 from concept_erase.surroundings import profile, spread, surroundings
 
 CHUNK = 8192  # columns that are held in double precision at once
@@ -64,14 +64,17 @@ class Columns:
     weight: Tensor
 
     @staticmethod
-    def of(model: Model, pairs: Sequence[Sequence[tuple[Prompt, Prompt]]], *, brief: bool) -> tuple[Columns, Columns]:
+    def of(
+        model: Model, pairs: Sequence[Sequence[tuple[Prompt, Prompt]]], padding: int = PADDING
+    ) -> tuple[Columns, Columns]:
         """Columns of the first prompts of all pairs, and those of the second ones that mean the same.
 
         Positions are those of `Tokens.ALL`: every token of the concept and all that follows.
 
         Args:
             pairs: For each concept its prompts, each with that of its anchor, or with itself.
-            brief: The first position of the padding stands for all of it, so that little has to be encoded.
+            padding: How many positions behind a prompt's end are looked at; the last one stands for all that follow,
+                so that little has to be encoded.
         """
         places: tuple[list[tuple[Prompt, int]], list[tuple[Prompt, int]]] = ([], [])
         concept: list[int] = []
@@ -80,12 +83,12 @@ class Columns:
             start = len(weight)
             for here, there in listed:
                 for p, q in aligned(here, there, Tokens.ALL, model.length):
-                    if brief and p > here.end + 1:
+                    if p > here.end + padding:
                         continue
                     places[0].append((here, p))
                     places[1].append((there, q))
                     concept.append(number)
-                    weight.append(model.length - p if brief and p == here.end + 1 else 1)
+                    weight.append(model.length - p if p == here.end + padding else 1)
             total = sum(weight[start:])
             weight[start:] = [w / total for w in weight[start:]]
         owners, shares = torch.tensor(concept), torch.tensor(weight, dtype=torch.float64)
@@ -151,6 +154,13 @@ def seen_factor(changes: Mapping[str, LowRank], d: int) -> Tensor:
         values, vectors = torch.linalg.eigh(S.T @ S)
         F = values.clamp_min(0).sqrt()[:, None] * vectors.T
     return F[values > noise * values.max().clamp_min(0)]
+
+
+def operator_factor(operator: LowRank, gram: Tensor) -> Tensor:
+    """`seen_factor` of an operator on the text stream, from r x r matrices: (r, d) float64."""
+    up, down = operator.up.double(), operator.down.double()
+    values, vectors = torch.linalg.eigh(up.T @ gram @ up)
+    return values.clamp_min(0).sqrt()[:, None] * (vectors.T @ down)
 
 
 class Total:
