@@ -78,6 +78,8 @@ def scores_table(scores: Scores) -> str:
     lines = [f"{told}\n"] if told else []
     lines += ["| score | before | after | n |", "|---|---|---|---|"]
     for name, meaning in MEANINGS.items():
+        if name not in scores.after:
+            continue
         before, after = scores.before[name], scores.after[name]
         shown = NOT_COUNTED if told and name in HOLLOW else after
         lines.append(f"| {meaning} | {before} | {shown} | {after.n} |")
@@ -98,7 +100,13 @@ def unknown(scores: Scores) -> str:
 
 NONSENSE = "nonsense names taken for it"
 NOT_COUNTED = "not counted"
-HOLLOW = ("UA", "H", "clip_accuracy_erased", "clip_score_erased")  # say nothing of what was never there
+HOLLOW = (
+    "UA",
+    "H",
+    "clip_accuracy_erased",
+    "clip_score_erased",
+    "base_accuracy_erased",
+)  # say nothing of what was never there
 MEANINGS = {
     "UA": "UA: erased, not recognised",
     "IRA": "IRA: neighbours recognised",
@@ -108,4 +116,6 @@ MEANINGS = {
     "clip_accuracy_kept": "CLIP accuracy, neighbours",
     "clip_score_erased": "CLIP score, erased",
     "clip_score_kept": "CLIP score, neighbours",
+    "base_accuracy_erased": "base's own accuracy, erased",
+    "base_accuracy_kept": "base's own accuracy, neighbours",
 }

@@ -142,7 +142,7 @@ def look(
 def _rate(
     judges: Judges, concept: Concept, shots: Sequence[Shot], draw: Callable[[Sequence[Shot]], list[Image.Image]]
 ) -> Estimate:
-    return rate(judges.taken(draw(shots), [concept])[concept.target], len(shots))
+    return rate(judges.taken(draw(shots), [concept], shots)[concept.target], len(shots))
 
 
 def _why(planned: bool) -> str:

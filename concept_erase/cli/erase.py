@@ -248,6 +248,8 @@ def _print_scores(scores: Scores) -> None:
     for heading in ("before", "after", "n"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, meaning in MEANINGS.items():
+        if name not in scores.after:
+            continue
         before, after = scores.before[name], scores.after[name]
         hollow = bool(told) and name in HOLLOW
         style = "dim" if hollow else "bold" if name in ("UA", "IRA", "CRA", "H") else None
@@ -258,10 +260,9 @@ def _print_scores(scores: Scores) -> None:
     console.print(table)
     null, positive = scores.controls["null"], scores.controls["positive"]
     change = scores.change
-    lines = [
-        f"judge: {scores.judge}",
-        f"scorer: {scores.scorer}; agrees with the judge: kappa {scores.controls['kappa']:.2f}",
-    ]
+    lines = [f"judge: {scores.judge}"]
+    if agreed := [f"{scores.controls[k]:.2f}" for k in ("kappa", "kappa_base") if k in scores.controls]:
+        lines.append(f"scorer: {scores.scorer}; agrees with the judge: kappa {' and '.join(agreed)}")
     lines.append(f"controls on the unedited base: target recognised {positive}")
     lines.append(f"                               others taken for it {null}")
     if "nonsense" in scores.controls:
