@@ -85,7 +85,8 @@ def scores_table(scores: Scores) -> str:
         lines.append(f"| {meaning} | {before} | {shown} | {after.n} |")
     if null := scores.controls.get("nonsense"):
         lines.append(f"| {NONSENSE} | {null} | | {null.n} |")  # type: ignore[union-attr]
-    lines.append(f"\nPer cent with 95% intervals. Judge: {scores.judge}; scorer: {scores.scorer}.")
+    beside = f"; scorer: {scores.scorer}" if scores.scorer != scores.judge else ""
+    lines.append(f"\nPer cent with 95% intervals. Judge: {scores.judge}{beside}.")
     return "\n".join(lines)
 
 
@@ -116,6 +117,6 @@ MEANINGS = {
     "clip_accuracy_kept": "CLIP accuracy, neighbours",
     "clip_score_erased": "CLIP score, erased",
     "clip_score_kept": "CLIP score, neighbours",
-    "base_accuracy_erased": "base's own accuracy, erased",
-    "base_accuracy_kept": "base's own accuracy, neighbours",
+    "base_accuracy_erased": "Base accuracy, erased",
+    "base_accuracy_kept": "Base accuracy, neighbours",
 }

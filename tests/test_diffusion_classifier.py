@@ -241,7 +241,7 @@ def test_alone_it_is_the_judge_and_never_called_clip(scored):
     table = card.scores_table(result)
     assert "CLIP" not in table
     assert NAME in table
-    assert "base's own accuracy" in table
+    assert "Base accuracy" in table
 
 
 def test_what_it_says_is_in_report_and_card(scored):
