@@ -83,8 +83,9 @@ class Scores:
         by_concept: Concept -> "before" and "after": how often pictures of it are recognised, erased and kept alike.
         controls: Of the unedited base. "nonsense": how often pictures of nonsense names of the same shape are taken for
             the target (of a style: the style floor); "null": how often pictures of other concepts are; "positive": how
-            often pictures of the target are; "kappa", "kappa_base": agreement of the judge with the CLIP scorer, and
-            with the base itself.
+            often pictures of the target are; "nonsense_itself", where the base itself judges: how often pictures of
+            nonsense names are taken for those very names; "kappa", "kappa_base": agreement of the judge with the CLIP
+            scorer, and with the base itself.
         shots, images: What was drawn, for pictures and reports.
     """
 
@@ -100,9 +101,15 @@ class Scores:
 
     @property
     def known(self) -> bool | None:
-        """Whether the base draws what was erased more often than nonsense names do; None where that was not asked."""
-        own, null = self.controls["positive"], self.controls.get("nonsense")
-        return newcombe(own, null).low > 0 if isinstance(own, Estimate) and isinstance(null, Estimate) else None
+        """Whether the base draws what was erased more often than nonsense names do; None where that was not asked.
+
+        Nor is it known where the base itself judges, and recognises nonsense names as often as it does the concept.
+        """
+        own, null, itself = (self.controls.get(name) for name in ("positive", "nonsense", "nonsense_itself"))
+        if not isinstance(own, Estimate) or not isinstance(null, Estimate):
+            return None
+        known = newcombe(own, null).low > 0
+        return None if known and isinstance(itself, Estimate) and newcombe(own, itself).low <= 0 else known
 
     def as_dict(self) -> dict[str, Any]:
         """For `report.json`: by time and by score, so that both `after.UA` and `UA.after` can be looked up."""
@@ -203,13 +210,14 @@ def score(
                 what="pictures after",
             )
     erased = {s.concept for s in shots if s.erased}
-    null = nulls(
-        model,
-        judges,
-        [c for c in listed if c.target in erased],
-        lambda some: base([s.prompt for s in some], [s.seed for s in some], "nonsense names"),
-    )
-    return compare(judges, shots, before, after, _pooled(null))
+
+    def draw(some: Sequence[Shot]) -> list[Image.Image]:
+        return base([s.prompt for s in some], [s.seed for s in some], "nonsense names")
+
+    shown = [c for c in listed if c.target in erased]
+    null = nulls(model, judges, shown, draw)
+    itself = themselves(model, judges, shown[0], draw) if shown else None
+    return compare(judges, shots, before, after, _pooled(null), itself)
 
 
 def nonsense_shots(model: Model, concept: Concept, block: int = 0) -> list[Shot]:
@@ -275,6 +283,21 @@ def nulls(
             counted.update(judges.taken(images, members, shots) if shots else {})
         found |= {c.target: rate(counted[c.target], n) for c in members if n}
     return found
+
+
+def themselves(
+    model: Model, judges: Judges, concept: Concept, draw: Callable[[list[Shot]], list[Image.Image]]
+) -> Estimate | None:
+    """How often the base takes its own pictures of nonsense names for those very names, each in the target's place.
+
+    What a name draws is often explained best by that name, even if it means nothing: that the base recognises its
+    pictures of a concept says little unless it does so more often than this.
+
+    Returns:
+        None where the base itself is not the judge, or no nonsense fits the text encoder.
+    """
+    shots = nonsense_shots(model, concept) if judges.name == diffusion_classifier.NAME else []
+    return rate(judges.themselves(draw(shots), concept, shots), len(shots)) if shots else None
 
 
 def _pooled(null: Mapping[str, Estimate]) -> Estimate | None:
@@ -359,6 +382,17 @@ class Judges:
             style = concept.kind is Kind.STYLE
             seen = by_net[style] if self.named(concept.target, style) else by_scorer[style]
             found[concept.target] = sum(n for name, n in Counter(seen).items() if same_name(name, concept.target))
+        return found
+
+    def themselves(self, images: Sequence[Image.Image], concept: Concept, shots: Sequence[Shot]) -> int:
+        """How many of the pictures the base itself takes for the names that they were drawn for, without the target."""
+        assert self.itself is not None, "the base was not asked to judge"
+        style, found = concept.kind is Kind.STYLE, 0
+        others = [n for n in (self.styles if style else self.objects) if not same_name(n, concept.target)]
+        for shot, image in zip(shots, images, strict=True):
+            names = [*spread(others, CANDIDATES), shot.concept]
+            (seen,) = self.itself.classify([image], names, self._asking(style, False), [shot.context])
+            found += same_name(seen, shot.concept)
         return found
 
     def look(self, shots: Sequence[Shot], images: Sequence[Image.Image]) -> Verdicts:
@@ -458,8 +492,13 @@ def compare(
     before: list[Image.Image],
     after: list[Image.Image],
     nonsense: Estimate | None = None,
+    itself: Estimate | None = None,
 ) -> Scores:
-    """All scores from the pictures of both sides, and from what nonsense names are taken for."""
+    """All scores from the pictures of both sides, and from what nonsense names are taken for.
+
+    Args:
+        itself: How often they are taken for themselves, see `themselves`.
+    """
     looks = (judges.look(shots, before), judges.look(shots, after))
     erased = [i for i, s in enumerate(shots) if s.erased]
     kept = [i for i, s in enumerate(shots) if not s.erased]
@@ -492,6 +531,7 @@ def compare(
         "null": rate(sum(looks[0].concepts[i] in targets for i in kept), len(kept)),
         "positive": rate(sum(same_name(looks[0].concepts[i], shots[i].concept) for i in erased), len(erased)),
         **({"nonsense": nonsense} if nonsense else {}),
+        **({"nonsense_itself": itself} if itself else {}),
     }
     by_judge = [folded(c) for k in looks for c in k.concepts]
     if by_clip := [folded(c) for k in looks for c in k.clip_concepts]:

@@ -9,7 +9,7 @@ from conftest import TWEMOJI, adapter_of, bits, quick, random_changes
 from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
-from concept_erase import card, diffusion_classifier, erase, scores, typed
+from concept_erase import card, diffusion_classifier, erase, knowledge, scores, typed, words
 from concept_erase.attach import attached, detached, erasures, load_erasure
 from concept_erase.concepts import Concept, Kind
 from concept_erase.diffusion_classifier import LEFT, LEVELS, NAME, DiffusionClassifier
@@ -17,6 +17,7 @@ from concept_erase.errors import InputError, MissingModelError, NumericalError
 from concept_erase.generate import Sampling, generate
 from concept_erase.model import open_model
 from concept_erase.scores import CANDIDATES, Judges, Shot, Verdicts, score
+from concept_erase.statistics import rate
 from concept_erase.surroundings import surroundings
 
 NAMES = ("noto", "blob", "twemoji", "pixel art", "fluent")
@@ -312,3 +313,39 @@ def test_progress_is_told_while_it_judges(model, image):
     told = []
     DiffusionClassifier(model, lambda *step: told.append(step)).classify([image] * 2, NAMES, TEMPLATES)
     assert told == [(1, 2, "pictures judged by the base itself"), (2, 2, "pictures judged by the base itself")]
+
+
+# -- what nonsense is taken for ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("itself", "state", "known"), [(0, "known", True), (16, "known", True), (23, "unsure", None), (24, "unsure", None)]
+)
+def test_a_base_that_recognises_nonsense_as_well_does_not_know_what_it_knows(
+    model, image, monkeypatch, itself, state, known
+):
+    def taken(self, images, concepts, shots):
+        return {c.target: len(shots) * shots[0].erased for c in concepts}
+
+    monkeypatch.setattr(knowledge, "generate", lambda model, prompts, seeds, **_: [image] * len(prompts))
+    monkeypatch.setattr(Judges, "taken", taken)
+    monkeypatch.setattr(Judges, "themselves", lambda self, images, concept, shots: itself)
+    (found,) = knowledge.look(model, Judges(model, [TWEMOJI], "base"), [TWEMOJI], 24).found
+    assert (found.state.value, found.own.k, found.null.k, found.itself.k) == (state, 24, 0, itself)
+    told = words.knowledge(found.as_dict())
+    assert f", which recognises {itself} of 24 nonsense names in what it draws for them (" in told
+    assert told.startswith("The base knows" if known else "Whether the base knows 'twemoji' is not clear:")
+    controls = {"positive": rate(24, 24), "nonsense": rate(0, 24), "nonsense_itself": rate(itself, 24)}
+    assert scores.Scores({}, {}, {}, controls, {}, "", "").known is known
+
+
+def test_nonsense_is_asked_for_in_the_targets_place(monkeypatch, pipe, image):
+    concept = Concept("twemoji", anchor="fluent", preserve=("noto", "blob"))
+    model = open_model(pipe)
+    first, second, *_ = scores.nonsense_shots(model, concept)
+    oracle(monkeypatch, pipe, image, f"a {first.context} in {first.concept} style")
+    judges = Judges(model, [concept], "base")
+    assert judges.themselves([image], concept, [first]) == 1
+    oracle(monkeypatch, pipe, image, f"a {second.context} in blob style")
+    other = image.copy()
+    assert Judges(open_model(pipe), [concept], "base").themselves([other], concept, [second]) == 0

@@ -268,6 +268,8 @@ def _print_scores(scores: Scores) -> None:
     if "nonsense" in scores.controls:
         floor = ", the style floor" if any(s.style for s in scores.shots) else ""
         lines.append(f"                               {NONSENSE} {scores.controls['nonsense']}{floor}")
+    if "nonsense_itself" in scores.controls:
+        lines.append(f"                               nonsense taken for itself {scores.controls['nonsense_itself']}")
     if "lpips_erased" in change:
         lines.append(
             f"LPIPS before to after: erased {change['lpips_erased'].value:.3f}, kept {change['lpips_kept'].value:.3f}"
