@@ -3,7 +3,8 @@
     python benchmarks/self_judge.py --json benchmarks/results/self_judge.json
 
 Pictures of known styles and things, told apart from all that the base knows; pictures after erasures; and pictures of
-names that mean nothing. The judge beside it is the embedded classifier, which reads no text and knows no generator.
+names that mean nothing. The judge beside it is the embedded classifier, which reads no text and knows no generator. A
+second run measures what is not in the file yet.
 """
 
 from __future__ import annotations
@@ -83,8 +84,12 @@ def beside(judges: Judges, shots: Sequence[Shot], images: Sequence[Image.Image],
     return found
 
 
-def measured(n: int, sampling: Sampling) -> dict[str, Any]:
-    """All groups of pictures, each by both judges."""
+def measured(n: int, sampling: Sampling, found: dict[str, Any]) -> dict[str, Any]:
+    """All groups of pictures, each by both judges.
+
+    Args:
+        found: Groups that were measured before; they are not measured again.
+    """
     model = open_model()
     judges = Judges(model, ERASED, "base")
 
@@ -94,9 +99,11 @@ def measured(n: int, sampling: Sampling) -> dict[str, Any]:
     shots = shots_of(model, n)
     started = time.process_time()
     images = drawn(shots)
-    found: dict[str, Any] = {"drawing_cpu_seconds_a_picture": round((time.process_time() - started) / n, 3)}
+    found.setdefault("drawing_cpu_seconds_a_picture", round((time.process_time() - started) / n, 3))
 
     def keep(name: str, shots: Sequence[Shot], images: Sequence[Image.Image], asked: bool = True) -> None:
+        if name in found:
+            return
         found[name] = beside(judges, shots, images, asked=asked)
         print(name, found[name], flush=True)
 
@@ -109,7 +116,7 @@ def measured(n: int, sampling: Sampling) -> dict[str, Any]:
         (turned(s), i) for s, i in zip(shots, images, strict=True) if s.context in embedded.objects(violent=True)
     ]
     keep("violent things, style told", [s for s, _ in violent], [i for _, i in violent])
-    del found["violent things, style told"]["cpu_seconds_a_picture"]  # of those above: they were not judged again
+    found["violent things, style told"].pop("cpu_seconds_a_picture", None)  # of those above: they were not judged again
     for concept in ERASED:
         adapter = erase(concept, n=0).adapter
         after = shots_of(model, n // 4, [concept])
@@ -118,17 +125,22 @@ def measured(n: int, sampling: Sampling) -> dict[str, Any]:
         style = concept.kind is Kind.STYLE
         mine, rest = (after, [turned(s) for s in after]) if style else ([turned(s) for s in after], after)
         keep(f"{concept.target} erased: what was asked for", mine, images, asked=False)
-        keep(f"{concept.target} erased: the rest of the prompt", rest, images)
+        keep(f"{concept.target} erased: the rest, told what was asked for", rest, images)
+        became = judges.look(mine, images).base_concepts
+        rest = [Shot(s.prompt, s.seed, s.concept, name, True, s.style) for s, name in zip(rest, became, strict=True)]
+        keep(f"{concept.target} erased: the rest, told what it became", rest, images)
     for concept in ERASED[:2]:
+        if f"nonsense taken for {concept.target}" in found:
+            continue
         null = nonsense_shots(model, concept)
         images = drawn(null)
         looked = judges.look(null, images)
-        taken = {
-            who: rate(sum(same_name(name, concept.target) for name in names), len(null)).as_dict()
-            for who, names in (("judge", looked.concepts), ("base", looked.base_concepts))
-        }
-        found[f"nonsense taken for {concept.target}"] = taken | beside(judges, null, images, asked=False)
-        print(concept.target, taken, flush=True)
+        row = beside(judges, null, images, asked=False)
+        del row["cpu_seconds_a_picture"]  # they were judged just before
+        for who, names in (("judge", looked.concepts), ("base", looked.base_concepts)):
+            taken = sum(same_name(name, concept.target) for name in names)
+            row[f"{who}_taken_for_it"] = rate(taken, len(null)).as_dict()
+        found[f"nonsense taken for {concept.target}"] = row
     return found
 
 
@@ -139,7 +151,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the result")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    found = measured(options.pictures, Sampling(options.steps))
+    settings = {"pictures": options.pictures, "steps": options.steps}
+    there = json.loads(options.json.read_text()) if options.json and options.json.is_file() else {}
+    before = there["found"] if there.get("settings") == settings else {}
+    found = measured(options.pictures, Sampling(options.steps), before)
     table = Table(title="Per cent: the embedded classifier and the base itself on the same pictures")
     for title in ("pictures", "n", "agreement", "kappa", "classifier", "base", "CPU s a picture"):
         table.add_column(title, justify="left" if title == "pictures" else "right")
@@ -152,7 +167,6 @@ def main() -> None:
     Console().print(table)
     if options.json:
         machine = {"cpu": platform.processor() or platform.machine(), "torch": torch.__version__, "threads": 1}
-        settings = {"pictures": options.pictures, "steps": options.steps}
         result = {"settings": settings, "machine": machine, "found": found}
         atomic_write(options.json, json.dumps(result, indent=1) + "\n")
 

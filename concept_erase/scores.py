@@ -405,7 +405,7 @@ class Judges:
             by_judge = [s if shot.style else o for shot, s, o in zip(shots, styles, objects, strict=True)]
             contexts = [o if shot.style else s for shot, s, o in zip(shots, styles, objects, strict=True)]
         else:
-            by_judge, contexts = scorers, clip_contexts or self._by_base(shots, images, of_context=True)
+            by_judge, contexts = scorers, clip_contexts or self._by_base(shots, images, concepts=by_base)
         concepts = [
             j if self.named(s.concept, s.style) else c for s, j, c in zip(shots, by_judge, scorers, strict=True)
         ]
@@ -447,26 +447,25 @@ class Judges:
         shots: Sequence[Shot],
         images: Sequence[Image.Image],
         asked: Sequence[str] = (),
-        *,
-        of_context: bool = False,
+        concepts: Sequence[str] | None = None,
     ) -> list[str]:
-        """What the base itself takes concepts for, told the context of each prompt, or contexts, told the concept.
+        """What the base itself takes the concepts for, told the context of each prompt; or the contexts.
 
         Args:
             asked: Names that are among the candidates in any case, as are those of the shots.
+            concepts: What each picture was taken for. That is told then, and the context is asked for: under the name
+                of what is erased no context would explain the picture.
         Returns:
-            For each shot a name; "" where its prompt has no context.
+            For each shot a name; "" for a context that its prompt does not have.
         """
         assert self.itself is not None, "the base was not asked to judge"
-        found = [""] * len(shots)
+        of_context, found = concepts is not None, [""] * len(shots)
         for style in (False, True):
             members = [i for i, s in enumerate(shots) if s.style is style and (s.context or not of_context)]
             if not members:
                 continue
-            names = [
-                *(self.styles if style is not of_context else self.objects),
-                *self._anchors[style is not of_context],
-            ]
+            theirs = style is not of_context
+            names = [*(self.styles if theirs else self.objects), *self._anchors[theirs]]
             wanted = Lookup([*asked, *((shots[i].context if of_context else shots[i].concept) for i in members)])
             first = [name for name in names if name in wanted]
             rest = [name for name in names if name not in wanted]
@@ -474,7 +473,7 @@ class Judges:
                 [images[i] for i in members],
                 [*first, *spread(rest, max(0, CANDIDATES - len(first)))],
                 self._asking(style, of_context),
-                [shots[i].concept if of_context else shots[i].context for i in members],
+                [concepts[i] if concepts is not None else shots[i].context for i in members],
             )
             for i, name in zip(members, seen, strict=True):
                 found[i] = name
