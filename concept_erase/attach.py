@@ -94,6 +94,26 @@ def attached(
         _change(modules, remove=added)
 
 
+@contextmanager
+def detached(pipe: Any) -> Iterator[Any]:
+    """The pipeline without any erasure in its weights, for the length of a block; afterwards all are back.
+
+    Raises:
+        ErasureLostError: the weights were changed by others, so that an erasure cannot be told apart.
+    """
+    held = [(name, module, dict(_ledger(module).entries)) for name, module in _all_components(pipe).items()]
+    out: list[tuple[dict[str, nn.Module], dict[Any, _Entry]]] = []
+    try:
+        for name, module, entries in held:
+            if entries:
+                _change({name: module}, remove=entries)
+                out.append(({name: module}, entries))
+        yield pipe
+    finally:
+        for modules, entries in out:
+            _change(modules, add=entries)
+
+
 # -- to stay ----------------------------------------------------------------------------------------------------------
 
 

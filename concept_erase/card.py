@@ -78,12 +78,15 @@ def scores_table(scores: Scores) -> str:
     lines = [f"{told}\n"] if told else []
     lines += ["| score | before | after | n |", "|---|---|---|---|"]
     for name, meaning in MEANINGS.items():
+        if name not in scores.after:
+            continue
         before, after = scores.before[name], scores.after[name]
         shown = NOT_COUNTED if told and name in HOLLOW else after
         lines.append(f"| {meaning} | {before} | {shown} | {after.n} |")
     if null := scores.controls.get("nonsense"):
         lines.append(f"| {NONSENSE} | {null} | | {null.n} |")  # type: ignore[union-attr]
-    lines.append(f"\nPer cent with 95% intervals. Judge: {scores.judge}; scorer: {scores.scorer}.")
+    beside = f"; scorer: {scores.scorer}" if scores.scorer != scores.judge else ""
+    lines.append(f"\nPer cent with 95% intervals. Judge: {scores.judge}{beside}.")
     return "\n".join(lines)
 
 
@@ -98,7 +101,13 @@ def unknown(scores: Scores) -> str:
 
 NONSENSE = "nonsense names taken for it"
 NOT_COUNTED = "not counted"
-HOLLOW = ("UA", "H", "clip_accuracy_erased", "clip_score_erased")  # say nothing of what was never there
+HOLLOW = (
+    "UA",
+    "H",
+    "clip_accuracy_erased",
+    "clip_score_erased",
+    "base_accuracy_erased",
+)  # say nothing of what was never there
 MEANINGS = {
     "UA": "UA: erased, not recognised",
     "IRA": "IRA: neighbours recognised",
@@ -108,4 +117,6 @@ MEANINGS = {
     "clip_accuracy_kept": "CLIP accuracy, neighbours",
     "clip_score_erased": "CLIP score, erased",
     "clip_score_kept": "CLIP score, neighbours",
+    "base_accuracy_erased": "Base accuracy, erased",
+    "base_accuracy_kept": "Base accuracy, neighbours",
 }

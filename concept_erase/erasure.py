@@ -32,7 +32,7 @@ from concept_erase.knowledge import Knowledge
 from concept_erase.lowrank import LowRank, check_finite
 from concept_erase.methods import Edit, Method, Run, settings_of
 from concept_erase.model import Model, Source, open_model
-from concept_erase.names import Lookup, same_name
+from concept_erase.names import Lookup
 from concept_erase.scores import Judges, Scores, Shot, plan, score
 from concept_erase.statistics import Estimate, rate
 
@@ -111,7 +111,8 @@ def erase(
         method: Name of a method, or a method with its settings.
         out: Folder for both adapter files, card, report and picture; None writes nothing.
         n: Pictures of the erased concepts to score on, and as many of what must stay; 0 does not score.
-        scorer: An open_clip model; needed on other bases than the embedded one, or nothing is scored.
+        scorer: "base" for the base itself, or an open_clip model; needed on other bases than the embedded one, or
+            nothing is scored.
         dtype: Of the adapter files, float32 or float16.
         strict: Refuse what would otherwise be a warning about the concepts.
         force: Erase also what the base does not seem to know.
@@ -269,7 +270,7 @@ class Work:
             self.unscored = self.model.undrawable.rstrip(".")
             return
         try:
-            self.judges, self.unscored = Judges(self.model, concepts, self.scorer), None
+            self.judges, self.unscored = Judges(self.model, concepts, self.scorer, self.progress), None
         except MissingModelError as error:  # one that was named may be there or reachable another time
             self.unscored, self.score_again = str(error), self.scorer is not None
         except ImportError as error:
@@ -286,8 +287,7 @@ class Work:
             self.model, prompts, seeds, sampling=self.sampling, progress=self.progress, what=f"pictures of {name!r}"
         )
         shots = [Shot(p, s, name, "", False, concept.kind is Kind.STYLE) for p, s in zip(prompts, seeds, strict=True)]
-        taken = self.judges.look(shots, images).concepts
-        return rate(sum(same_name(t, concept.target) for t in taken), len(taken))
+        return rate(self.judges.taken(images, [concept], shots)[concept.target], len(images))
 
 
 def passing(error: Exception) -> bool:

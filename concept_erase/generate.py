@@ -108,7 +108,7 @@ def _draw(model: Model, prompts: list[str], seeds: list[int], sampling: Sampling
     for prompt in prompts:
         model.token_ids(prompt)  # refuses what the pipeline would cut in silence
     guidance = sampling.guidance if sampling.guidance is not None else (4.0 if model.is_embedded else 7.5)
-    with _text_to_image(model) as pipe, torch.inference_mode():
+    with text_to_image(model) as pipe, torch.inference_mode():
         side = unwrapped(pipe.unet).config.sample_size * pipe.vae_scale_factor
         return pipe(
             prompts,
@@ -121,7 +121,7 @@ def _draw(model: Model, prompts: list[str], seeds: list[int], sampling: Sampling
 
 
 @contextmanager
-def _text_to_image(model: Model) -> Iterator[Any]:
+def text_to_image(model: Model) -> Iterator[Any]:
     """The model's pipeline as one that takes a text; its tokenizer pads to what the text encoder holds meanwhile."""
     from diffusers import StableDiffusionPipeline
 

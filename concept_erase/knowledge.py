@@ -20,7 +20,7 @@ from concept_erase.errors import UnknownConceptError
 from concept_erase.generate import Sampling, generate
 from concept_erase.model import Model
 from concept_erase.names import folded
-from concept_erase.scores import NULL, Judges, Shot, nulls, plan
+from concept_erase.scores import NULL, Judges, Shot, nulls, plan, themselves
 from concept_erase.statistics import Estimate, newcombe, rate
 
 Progress = Callable[[int, int, str], None]
@@ -37,7 +37,7 @@ class State(StrEnum):
 
     KNOWN = "known"
     UNKNOWN = "unknown"
-    UNSURE = "unsure"  # too few pictures to say
+    UNSURE = "unsure"  # too few pictures to say, or a judge that takes nonsense for something too
     NOT_LOOKED = "not looked"
 
 
@@ -52,6 +52,7 @@ class Knowledge:
         difference: own - null.
         judge: Who looked.
         why: Why nobody looked.
+        itself: Where the base itself judges, how often its pictures of nonsense names are recognised as what they name.
     """
 
     target: str
@@ -60,6 +61,7 @@ class Knowledge:
     null: Estimate | None = None
     judge: str = ""
     why: str = ""
+    itself: Estimate | None = None
 
     @property
     def difference(self) -> Estimate | None:
@@ -69,7 +71,9 @@ class Knowledge:
         """For `report.json`; `words.knowledge` tells it."""
         rates = {"own": self.own, "nonsense": self.null, "difference": self.difference}
         plain = {name: e.as_dict() if e else None for name, e in rates.items()}
-        return {"target": self.target, "state": self.state.value, **plain, "judge": self.judge, "why": self.why}
+        itself = {"nonsense_itself": self.itself.as_dict()} if self.itself else {}
+        told = {"judge": self.judge, "why": self.why}
+        return {"target": self.target, "state": self.state.value, **plain, **itself, **told}
 
 
 @dataclass
@@ -135,14 +139,17 @@ def look(
             more = nulls(model, judges, [concept], draw, blocks) if blocks > 1 else null
             rates = _rate(judges, concept, mine, draw), more[concept.target]
         state = State.KNOWN if newcombe(*rates).low > 0 else State.UNKNOWN if len(mine) >= FIRM else State.UNSURE
-        found.found.append(Knowledge(concept.target, state, *rates, judge=judges.judge_of(concept)))
+        itself = themselves(model, judges, concept, draw) if state is State.KNOWN else None
+        if itself and newcombe(rates[0], itself).low <= 0:
+            state = State.UNSURE
+        found.found.append(Knowledge(concept.target, state, *rates, judge=judges.judge_of(concept), itself=itself))
     return found
 
 
 def _rate(
     judges: Judges, concept: Concept, shots: Sequence[Shot], draw: Callable[[Sequence[Shot]], list[Image.Image]]
 ) -> Estimate:
-    return rate(judges.taken(draw(shots), [concept])[concept.target], len(shots))
+    return rate(judges.taken(draw(shots), [concept], shots)[concept.target], len(shots))
 
 
 def _why(planned: bool) -> str:

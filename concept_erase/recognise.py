@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from concept_erase import embedded, known_styles
+from concept_erase import embedded, known_styles, typed
 from concept_erase.clip import Scorer, load_scorer
 from concept_erase.concepts import PROFILES, Kind, fill
 from concept_erase.errors import InputError, MissingModelError
@@ -98,7 +98,7 @@ def album(
 
     Args:
         model: None for the embedded generator.
-        scorer: As in `score`; needed on other generators than the embedded one.
+        scorer: As in `score`, an open_clip model; needed on other generators than the embedded one.
         styles: Names; the embedded generator's own, or the built-in list, when None.
     Raises:
         InputError: fewer than three styles or four pictures: nothing could be calibrated.
@@ -156,7 +156,7 @@ def recognise(
     judge = _scorer(model, scorer)
     squares = [_on_white(image) for image in images]
     raw = judge.embed_images(squares)
-    if model.is_embedded and scorer is None and (known is None or known.styles == embedded.styles()):
+    if model.is_embedded and typed.scorer(scorer)[1] is None and (known is None or known.styles == embedded.styles()):
         fitted = known_styles.load()
         ranking = _ranked(fitted.styles, fitted.shares(images).mean(0).tolist())
         knows_from, own, foreign = fitted.knows_from, fitted.own, fitted.foreign
@@ -219,11 +219,13 @@ def _around(vectors: Tensor, centre: Tensor) -> Tensor:
 
 
 def _scorer(model: Model, name: str | None) -> Scorer:
-    if name is None and not model.is_embedded:
+    _, clip = typed.scorer(name)  # the base itself names pictures, but it does not say how near one is to another
+    if clip is None and not model.is_embedded:
         raise MissingModelError(
-            f"no scorer was named for {model.name!r}; name an open_clip model, for example ViT-B-32:laion2b_s34b_b79k."
+            f"no scorer was named for {model.name!r} that can compare pictures; name an open_clip model, for example "
+            "ViT-B-32:laion2b_s34b_b79k."
         )
-    return load_scorer(name or str(embedded.scorer()))
+    return load_scorer(clip or str(embedded.scorer()))
 
 
 def _on_white(image: Image.Image) -> Image.Image:

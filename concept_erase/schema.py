@@ -97,7 +97,9 @@ class Job(BaseModel):
         24, ge=0, le=100_000, description="Pictures to score on, of each concept and group; 0 does not score."
     )
     scorer: str | None = Field(
-        None, description="open_clip model to score with: NAME:TAG, NAME:FILE or a local folder; embedded if not given."
+        None,
+        description="Who looks at the pictures: 'base', the base itself; an open_clip model, NAME:TAG, NAME:FILE or a "
+        "local folder; or both, as base+NAME:TAG. The embedded one if not given.",
     )
     steps: int = Field(25, ge=1, le=1000, description="Denoising steps of every picture.")
     guidance: float | None = Field(

@@ -13,22 +13,24 @@ from typing import Any
 
 from PIL import Image
 
-from concept_erase import embedded, nonsense, perceptual
+from concept_erase import diffusion_classifier, embedded, nonsense, perceptual, typed
 from concept_erase.adapter import Adapter
 from concept_erase.attach import attached
 from concept_erase.clip import Scorer, load_scorer
 from concept_erase.concepts import Concept, Kind, fill
+from concept_erase.diffusion_classifier import DiffusionClassifier
 from concept_erase.errors import InputError, MissingModelError
 from concept_erase.generate import Sampling, generate
 from concept_erase.judge import Judge
 from concept_erase.model import Model, Source, open_model
 from concept_erase.names import Lookup, apart, distinct, folded, same_name
 from concept_erase.statistics import Estimate, harmonic, kappa, mean, newcombe, rate
-from concept_erase.surroundings import profile, surroundings
+from concept_erase.surroundings import profile, spread, surroundings
 
 Progress = Callable[[int, int, str], None]
 
 NULL = 24  # pictures of nonsense names that a rate is compared with
+CANDIDATES = 160  # names that the base itself chooses from; more where more are asked for
 SHAPES = 4  # shapes of names that many concepts are compared with
 
 
@@ -54,12 +56,19 @@ class Shot:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What each judge took each picture for, in the order of the shots."""
+    """What each judge took each picture for, in the order of the shots.
+
+    Attributes:
+        concepts, contexts: By the judge.
+        clip_concepts, clip_scores: By the CLIP scorer; empty where there is none.
+        base_concepts: By the base itself; empty where it was not asked.
+    """
 
     concepts: list[str]
     contexts: list[str]
     clip_concepts: list[str]
     clip_scores: list[float]
+    base_concepts: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -68,12 +77,15 @@ class Scores:
 
     Attributes:
         before, after: "UA", "IRA", "CRA", "H" in per cent by the judge; "clip_accuracy_erased", "clip_accuracy_kept",
-            "clip_score_erased", "clip_score_kept" by the scorer.
+            "clip_score_erased", "clip_score_kept" by a CLIP scorer; "base_accuracy_erased", "base_accuracy_kept" by the
+            base itself. What was not asked is not there.
         change: Paired after-minus-before differences of the CLIP scores; "lpips_erased", "lpips_kept" of the pictures.
         by_concept: Concept -> "before" and "after": how often pictures of it are recognised, erased and kept alike.
         controls: Of the unedited base. "nonsense": how often pictures of nonsense names of the same shape are taken for
             the target (of a style: the style floor); "null": how often pictures of other concepts are; "positive": how
-            often pictures of the target are; "kappa": agreement of the two judges.
+            often pictures of the target are; "nonsense_itself", where the base itself judges: how often pictures of
+            nonsense names are taken for those very names; "kappa", "kappa_base": agreement of the judge with the CLIP
+            scorer, and with the base itself.
         shots, images: What was drawn, for pictures and reports.
     """
 
@@ -89,9 +101,15 @@ class Scores:
 
     @property
     def known(self) -> bool | None:
-        """Whether the base draws what was erased more often than nonsense names do; None where that was not asked."""
-        own, null = self.controls["positive"], self.controls.get("nonsense")
-        return newcombe(own, null).low > 0 if isinstance(own, Estimate) and isinstance(null, Estimate) else None
+        """Whether the base draws what was erased more often than nonsense names do; None where that was not asked.
+
+        Nor is it known where the base itself judges, and recognises nonsense names as often as it does the concept.
+        """
+        own, null, itself = (self.controls.get(name) for name in ("positive", "nonsense", "nonsense_itself"))
+        if not isinstance(own, Estimate) or not isinstance(null, Estimate):
+            return None
+        known = newcombe(own, null).low > 0
+        return None if known and isinstance(itself, Estimate) and newcombe(own, itself).low <= 0 else known
 
     def as_dict(self) -> dict[str, Any]:
         """For `report.json`: by time and by score, so that both `after.UA` and `UA.after` can be looked up."""
@@ -151,15 +169,16 @@ def score(
 
     UA, IRA and CRA follow UnlearnCanvas (arXiv:2402.11846): the share of pictures of the erased concept that are not
     recognised as it; of in-domain neighbours that are still recognised; of cross-domain concepts in the neighbours'
-    pictures that are still recognised. On the embedded base the judge is its own classifier; elsewhere the scorer,
-    zero-shot, judges alone.
+    pictures that are still recognised. On the embedded base the judge is its own classifier; elsewhere the CLIP scorer,
+    zero-shot, or the base itself where no other is named.
 
     Args:
         model: Base; None for the embedded generator.
         adapter: The erasure; None scores the base against itself.
         concepts: What was erased; the adapter's own when None.
         n: Pictures of the erased concepts, and as many of what must stay.
-        scorer: An open_clip model, see `Scorer`; None for the embedded one on the embedded base.
+        scorer: An open_clip model, see `Scorer`; "base" for the unedited base itself; "base+NAME" for both. None for
+            the embedded one on the embedded base.
         drawn: Pictures of the unedited base that are there already, by prompt and seed.
     Raises:
         MissingModelError: there is no scorer for this base.
@@ -170,7 +189,7 @@ def score(
             raise InputError("neither an adapter nor a concept was given; name what to score.")
         concepts = adapter.concepts
     listed = [concepts] if isinstance(concepts, Concept) else list(concepts)
-    judges = Judges(model, listed, scorer)
+    judges = Judges(model, listed, scorer, progress)
     shots = plan(model, listed, n)
     prompts, seeds = [s.prompt for s in shots], [s.seed for s in shots]
 
@@ -191,13 +210,14 @@ def score(
                 what="pictures after",
             )
     erased = {s.concept for s in shots if s.erased}
-    null = nulls(
-        model,
-        judges,
-        [c for c in listed if c.target in erased],
-        lambda some: base([s.prompt for s in some], [s.seed for s in some], "nonsense names"),
-    )
-    return compare(judges, shots, before, after, _pooled(null))
+
+    def draw(some: Sequence[Shot]) -> list[Image.Image]:
+        return base([s.prompt for s in some], [s.seed for s in some], "nonsense names")
+
+    shown = [c for c in listed if c.target in erased]
+    null = nulls(model, judges, shown, draw)
+    itself = themselves(model, judges, shown[0], draw) if shown else None
+    return compare(judges, shots, before, after, _pooled(null), itself)
 
 
 def nonsense_shots(model: Model, concept: Concept, block: int = 0) -> list[Shot]:
@@ -260,9 +280,24 @@ def nulls(
             shots = nonsense_shots(model, members[0], block)
             images = draw(shots) if shots else []
             n += len(shots)
-            counted.update(judges.taken(images, members) if shots else {})
+            counted.update(judges.taken(images, members, shots) if shots else {})
         found |= {c.target: rate(counted[c.target], n) for c in members if n}
     return found
+
+
+def themselves(
+    model: Model, judges: Judges, concept: Concept, draw: Callable[[list[Shot]], list[Image.Image]]
+) -> Estimate | None:
+    """How often the base takes its own pictures of nonsense names for those very names, each in the target's place.
+
+    What a name draws is often explained best by that name, even if it means nothing: that the base recognises its
+    pictures of a concept says little unless it does so more often than this.
+
+    Returns:
+        None where the base itself is not the judge, or no nonsense fits the text encoder.
+    """
+    shots = nonsense_shots(model, concept) if judges.name == diffusion_classifier.NAME else []
+    return rate(judges.themselves(draw(shots), concept, shots), len(shots)) if shots else None
 
 
 def _pooled(null: Mapping[str, Estimate]) -> Estimate | None:
@@ -274,22 +309,29 @@ def _pooled(null: Mapping[str, Estimate]) -> Estimate | None:
 
 
 class Judges:
-    """The two judges of a base: its classifier, where it has one, and the CLIP scorer."""
+    """Who judges pictures of a base: its classifier, where it has one, a CLIP scorer, and the base itself."""
 
-    def __init__(self, model: Model, concepts: Sequence[Concept], scorer: str | None) -> None:
-        if scorer is None:
+    def __init__(
+        self, model: Model, concepts: Sequence[Concept], scorer: str | None, progress: Progress | None = None
+    ) -> None:
+        by_base, clip = typed.scorer(scorer)
+        if not by_base and not clip:
             if not model.is_embedded:
                 raise MissingModelError(
-                    f"no scorer was named for {model.name!r}; pass --scorer with an open_clip model, for example "
-                    "ViT-B-32:laion2b_s34b_b79k, or a local folder."
+                    f"no scorer was named for {model.name!r}; pass --scorer base, which lets the base itself judge and "
+                    "takes nothing but time, about as much again as drawing; or --scorer with an open_clip model, for "
+                    "example ViT-B-32:laion2b_s34b_b79k, or a local folder."
                 )
-            scorer = str(embedded.scorer())
-        self.scorer: Scorer = load_scorer(scorer)
-        name = Path(scorer).name if Path(scorer).is_dir() else scorer  # reports tell no folder of this machine
-        self.scorer_name = "embedded scorer" if scorer == str(embedded.scorer()) else name
+            clip = str(embedded.scorer())
+        self.itself = DiffusionClassifier(model, progress) if by_base else None
+        self.scorer: Scorer | None = load_scorer(clip) if clip else None
+        shown = Path(clip).name if clip and Path(clip).is_dir() else clip  # reports tell no folder of this machine
+        clip_name = "embedded scorer" if clip == str(embedded.scorer()) else shown
+        self.scorer_name = " and ".join(filter(None, (clip_name, diffusion_classifier.NAME if by_base else None)))
+        self._zero_shot = f"{clip_name} (zero-shot)" if clip else diffusion_classifier.NAME
         self.net = Judge.load(embedded.judge()) if model.is_embedded else None
         self._probes = tuple(profile(model, kind).probes for kind in (Kind.OBJECT, Kind.STYLE))
-        self.name = "embedded judge (classifier)" if self.net else f"{self.scorer_name} (zero-shot)"
+        self.name = "embedded judge (classifier)" if self.net else self._zero_shot
         names = (self.net.objects, self.net.styles) if self.net else ([], [])
         self._classes = tuple({folded(name) for name in group} for group in names)
         styles: list[str] = []
@@ -306,10 +348,18 @@ class Judges:
             [n for n in distinct(names) if n in targets or n in given or not targets.within(n)]
             for names in (styles, objects)
         )
+        # What a concept became is a label of the base's too: it is asked which of these it is, and has no other answer.
+        self._anchors = tuple(
+            [c.anchor for c in concepts if c.anchor and (c.kind is Kind.STYLE) is style] for style in (False, True)
+        )
+        people = {c.kind is Kind.IDENTITY for c in concepts if c.kind is not Kind.STYLE} == {True}
+        kinds = (Kind.IDENTITY if people else Kind.OBJECT, Kind.STYLE)
+        self._templates = tuple(profile(model, kind).templates for kind in kinds)
         foreign = [c for c in concepts if not self.named(c.target, c.kind is Kind.STYLE)]
         if self.net and foreign:
-            zero_shot = f"{self.scorer_name} (zero-shot)"
-            self.name = zero_shot if len(foreign) == len(concepts) else f"{self.name}; {zero_shot} for other names"
+            self.name = (
+                self._zero_shot if len(foreign) == len(concepts) else f"{self.name}; {self._zero_shot} for other names"
+            )
 
     def named(self, target: str, style: bool) -> bool:
         """Whether the classifier has a class for a name; what it has none for is left to the scorer, zero-shot."""
@@ -317,39 +367,122 @@ class Judges:
 
     def judge_of(self, concept: Concept) -> str:
         """Who says whether a picture shows a concept."""
-        if self.named(concept.target, concept.kind is Kind.STYLE):
-            return self.name
-        return f"{self.scorer_name} (zero-shot)"
+        return self.name if self.named(concept.target, concept.kind is Kind.STYLE) else self._zero_shot
 
-    def taken(self, images: Sequence[Image.Image], concepts: Sequence[Concept]) -> dict[str, int]:
-        """For each target, how many of the pictures are taken for it."""
-        vectors = self.scorer.embed_images(images)
-        by_clip = (
-            self.scorer.classify(vectors, self.objects, self._probes[0]) if self.objects else [],
-            self.scorer.classify(vectors, self.styles, self._probes[1]) if self.styles else [],
-        )
+    def taken(
+        self, images: Sequence[Image.Image], concepts: Sequence[Concept], shots: Sequence[Shot]
+    ) -> dict[str, int]:
+        """For each target, how many of the pictures, drawn for these shots, are taken for it."""
         by_net = self.net.name(list(images))[::-1] if self.net else ([], [])
+        styles = {c.kind is Kind.STYLE for c in concepts if not self.named(c.target, c.kind is Kind.STYLE)}
+        targets = [c.target for c in concepts]
+        by_scorer = {style: self._seen(images, shots, style, targets) for style in styles}
         found = {}
         for concept in concepts:
             style = concept.kind is Kind.STYLE
-            seen = (by_net if self.named(concept.target, style) else by_clip)[style]
+            seen = by_net[style] if self.named(concept.target, style) else by_scorer[style]
             found[concept.target] = sum(n for name, n in Counter(seen).items() if same_name(name, concept.target))
+        return found
+
+    def themselves(self, images: Sequence[Image.Image], concept: Concept, shots: Sequence[Shot]) -> int:
+        """How many of the pictures the base itself takes for the names that they were drawn for, without the target."""
+        assert self.itself is not None, "the base was not asked to judge"
+        style, found = concept.kind is Kind.STYLE, 0
+        others = [n for n in (self.styles if style else self.objects) if not same_name(n, concept.target)]
+        for shot, image in zip(shots, images, strict=True):
+            names = [*spread(others, CANDIDATES), shot.concept]
+            (seen,) = self.itself.classify([image], names, self._asking(style, False), [shot.context])
+            found += same_name(seen, shot.concept)
         return found
 
     def look(self, shots: Sequence[Shot], images: Sequence[Image.Image]) -> Verdicts:
         """What every picture is taken for."""
+        by_clip, clip_contexts, similar = self._by_clip(shots, images)
+        by_base = self._by_base(shots, images) if self.itself else []
+        scorers = by_clip or by_base
+        if self.net:
+            styles, objects = self.net.name(list(images))
+            by_judge = [s if shot.style else o for shot, s, o in zip(shots, styles, objects, strict=True)]
+            contexts = [o if shot.style else s for shot, s, o in zip(shots, styles, objects, strict=True)]
+        else:
+            by_judge, contexts = scorers, clip_contexts or self._by_base(shots, images, concepts=by_base)
+        concepts = [
+            j if self.named(s.concept, s.style) else c for s, j, c in zip(shots, by_judge, scorers, strict=True)
+        ]
+        return Verdicts(concepts, contexts, by_clip, similar, by_base)
+
+    def _seen(
+        self, images: Sequence[Image.Image], shots: Sequence[Shot], style: bool, targets: Sequence[str]
+    ) -> list[str]:
+        """What the scorer takes pictures for, of the styles or of the objects."""
+        if self.scorer:
+            names = self.styles if style else self.objects
+            return self.scorer.classify(self.scorer.embed_images(images), names, self._probes[style])
+        return self._by_base(shots, images, targets)
+
+    def _by_clip(
+        self, shots: Sequence[Shot], images: Sequence[Image.Image]
+    ) -> tuple[list[str], list[str], list[float]]:
+        """What the CLIP scorer takes concepts and contexts for, and the CLIP scores; nothing where there is none."""
+        if not self.scorer:
+            return [], [], []
         vectors = self.scorer.embed_images(images)
-        clip_styles = self.scorer.classify(vectors, self.styles, self._probes[1])
-        clip_objects = self.scorer.classify(vectors, self.objects, self._probes[0])
-        styles, objects = self.net.name(list(images)) if self.net else (clip_styles, clip_objects)
-        by_clip = [s if shot.style else o for shot, s, o in zip(shots, clip_styles, clip_objects, strict=True)]
-        by_judge = [s if shot.style else o for shot, s, o in zip(shots, styles, objects, strict=True)]
-        return Verdicts(
-            [j if self.named(s.concept, s.style) else c for s, j, c in zip(shots, by_judge, by_clip, strict=True)],
+        styles = self.scorer.classify(vectors, self.styles, self._probes[1])
+        objects = self.scorer.classify(vectors, self.objects, self._probes[0])
+        return (
+            [s if shot.style else o for shot, s, o in zip(shots, styles, objects, strict=True)],
             [o if shot.style else s for shot, s, o in zip(shots, styles, objects, strict=True)],
-            by_clip,
             self.scorer.similarity(vectors, [s.prompt for s in shots]),
         )
+
+    def _asking(self, style: bool, of_context: bool) -> list[str]:
+        """Templates of prompts in which the base is asked for a style or an object, or for the context of one."""
+        if not of_context:
+            return list(self._templates[style])
+        both = [_swapped(t) for t in self._templates[style] if "{context}" in t]
+        return both + [t for t in self._templates[not style] if "{context}" not in t]
+
+    def _by_base(
+        self,
+        shots: Sequence[Shot],
+        images: Sequence[Image.Image],
+        asked: Sequence[str] = (),
+        concepts: Sequence[str] | None = None,
+    ) -> list[str]:
+        """What the base itself takes the concepts for, told the context of each prompt; or the contexts.
+
+        Args:
+            asked: Names that are among the candidates in any case, as are those of the shots.
+            concepts: What each picture was taken for. That is told then, and the context is asked for: under the name
+                of what is erased no context would explain the picture.
+        Returns:
+            For each shot a name; "" for a context that its prompt does not have.
+        """
+        assert self.itself is not None, "the base was not asked to judge"
+        of_context, found = concepts is not None, [""] * len(shots)
+        for style in (False, True):
+            members = [i for i, s in enumerate(shots) if s.style is style and (s.context or not of_context)]
+            if not members:
+                continue
+            theirs = style is not of_context
+            names = [*(self.styles if theirs else self.objects), *self._anchors[theirs]]
+            wanted = Lookup([*asked, *((shots[i].context if of_context else shots[i].concept) for i in members)])
+            first = [name for name in names if name in wanted]
+            rest = [name for name in names if name not in wanted]
+            seen = self.itself.classify(
+                [images[i] for i in members],
+                [*first, *spread(rest, max(0, CANDIDATES - len(first)))],
+                self._asking(style, of_context),
+                [concepts[i] if concepts is not None else shots[i].context for i in members],
+            )
+            for i, name in zip(members, seen, strict=True):
+                found[i] = name
+        return found
+
+
+def _swapped(template: str) -> str:
+    """The template with concept and context in each other's places: what is asked for is the context then."""
+    return "{target}".join(part.replace("{target}", "{context}") for part in template.split("{context}"))
 
 
 def compare(
@@ -358,11 +491,17 @@ def compare(
     before: list[Image.Image],
     after: list[Image.Image],
     nonsense: Estimate | None = None,
+    itself: Estimate | None = None,
 ) -> Scores:
-    """All scores from the pictures of both sides, and from what nonsense names are taken for."""
+    """All scores from the pictures of both sides, and from what nonsense names are taken for.
+
+    Args:
+        itself: How often they are taken for themselves, see `themselves`.
+    """
     looks = (judges.look(shots, before), judges.look(shots, after))
     erased = [i for i, s in enumerate(shots) if s.erased]
     kept = [i for i, s in enumerate(shots) if not s.erased]
+    groups = (("erased", erased), ("kept", kept))
     targets = Lookup(shots[i].concept for i in erased)
     sides = []
     for look in looks:
@@ -373,25 +512,32 @@ def compare(
         }
         side["H"] = harmonic([side["UA"], side["IRA"], side["CRA"]])
         side["CRA_erased"] = _contexts_kept(look, shots, erased)
-        for group, members in (("erased", erased), ("kept", kept)):
-            right = sum(same_name(look.clip_concepts[i], shots[i].concept) for i in members)
-            side[f"clip_accuracy_{group}"] = rate(right, len(members))
+        for who, seen in (("clip", look.clip_concepts), ("base", look.base_concepts)):
+            for group, members in groups if seen else ():
+                right = sum(same_name(seen[i], shots[i].concept) for i in members)
+                side[f"{who}_accuracy_{group}"] = rate(right, len(members))
+        for group, members in groups if look.clip_scores else ():
             side[f"clip_score_{group}"] = mean([look.clip_scores[i] for i in members])
         sides.append(side)
     distances = perceptual.distances(judges.net, before, after)
     change = {}
-    for group, members in (("erased", erased), ("kept", kept)):
-        change[f"clip_score_{group}"] = mean([looks[1].clip_scores[i] - looks[0].clip_scores[i] for i in members])
+    for group, members in groups:
+        if looks[0].clip_scores:
+            change[f"clip_score_{group}"] = mean([looks[1].clip_scores[i] - looks[0].clip_scores[i] for i in members])
         if distances is not None:
             change[f"lpips_{group}"] = mean([distances[i] for i in members])
     controls: dict[str, Estimate | float] = {
         "null": rate(sum(looks[0].concepts[i] in targets for i in kept), len(kept)),
         "positive": rate(sum(same_name(looks[0].concepts[i], shots[i].concept) for i in erased), len(erased)),
         **({"nonsense": nonsense} if nonsense else {}),
-        "kappa": kappa(
-            [folded(c) for k in looks for c in k.concepts], [folded(c) for k in looks for c in k.clip_concepts]
-        ),
+        **({"nonsense_itself": itself} if itself else {}),
     }
+    by_judge = [folded(c) for k in looks for c in k.concepts]
+    if by_clip := [folded(c) for k in looks for c in k.clip_concepts]:
+        controls["kappa"] = kappa(by_judge, by_clip)
+    by_base = [folded(c) for k in looks for c in k.base_concepts]
+    if by_base and judges.name != diffusion_classifier.NAME:
+        controls["kappa_base"] = kappa(by_judge, by_base)
     return Scores(
         sides[0], sides[1], change, controls, _by_concept(looks, shots), judges.name, judges.scorer_name,
         list(shots), (before, after),

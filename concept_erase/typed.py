@@ -31,6 +31,17 @@ _JOINTS = frozenset(
 )  # fmt: skip
 
 
+BASE = "base"  # as a scorer: the base itself
+
+
+def scorer(name: str | None) -> tuple[bool, str | None]:
+    """Whether the base itself shall judge, and the open_clip model that shall: "base", "NAME" or "base+NAME"."""
+    first, _, rest = (name or "").partition("+")
+    if first.strip().casefold() != BASE:
+        return False, name or None
+    return True, rest.strip() or None
+
+
 def one(name: str) -> str:
     """A name so written that it is taken as one, whatever it holds."""
     return f'"{name}"'

@@ -78,13 +78,19 @@ def knowledge(found: Mapping[str, Any]) -> str:
     if not found.get("own"):
         return f"It is not known whether the base knows {name}: {str(found['why']).rstrip('.')}."
     (k, n), null = count(found["own"]), found["nonsense"]
+    itself = found.get("nonsense_itself")
+    unsure = f"Whether the base knows {name} is not clear" + ("" if itself else " from so few pictures")
     begin = {
         "known": f"The base knows {name}:",
         "unknown": f"The base does not seem to know {name}:",
-    }.get(str(found["state"]), f"Whether the base knows {name} is not clear from so few pictures:")
+    }.get(str(found["state"]), f"{unsure}:")
     own = f"{k:,} of {n:,} of its pictures {'is' if 1 in (k, n) else 'are'} recognised as it"
     judge = f"; judged by {found['judge']}" if found.get("judge") else ""
-    return f"{begin} {own} ({_interval(found['own'])}), {_nonsense(null)} ({_interval(null)}){judge}."
+    text = f"{begin} {own} ({_interval(found['own'])}), {_nonsense(null)} ({_interval(null)}){judge}"
+    if not itself:
+        return f"{text}."
+    k, n = count(itself)
+    return f"{text}, which recognises {k:,} of {n:,} nonsense names in what it draws for them ({_interval(itself)})."
 
 
 def recognised(ua: Counted, name: str, *, before: Counted | None = None, nonsense: Counted | None = None) -> str:

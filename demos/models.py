@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from concept_erase import embedded
+from concept_erase import embedded, typed
 from concept_erase.concepts import Kind, fill
 from concept_erase.errors import InputError, OutputError
 from concept_erase.files import atomic_write
@@ -205,7 +205,7 @@ class Generators:
                 with Image.open(path) as image:
                     pictures.append(image.convert("RGB"))
             with stoppable(model, stopped):
-                fitted = model.is_embedded and scorer is None
+                fitted = model.is_embedded and typed.scorer(scorer)[1] is None
                 if not fitted and key not in self._albums:
                     self._albums[key] = album(model, scorer=scorer, sampling=sampling, progress=progress)
                 progress(0, 0, "Looking at your pictures")

@@ -81,7 +81,7 @@ def _generator(place: Place) -> None:
             )  # fmt: skip
             judge = gr.Textbox(
                 "", label="Scorer", placeholder="the built-in one", max_length=1000, elem_id="model-scorer", scale=2,
-                info="For other generators: an open_clip model, NAME:TAG.",
+                info="For other generators: base (the generator itself; slow), or an open_clip model, NAME:TAG.",
             )  # fmt: skip
         use = gr.Button("Use this generator", size="md", elem_id="model-use", elem_classes="ce-small")
 

@@ -292,11 +292,9 @@ def notes(item: Item) -> str:
     anchors = ", ".join(f"{c['target']} becomes {c['anchor']}" for c in report["concepts"] if c.get("anchor"))
     lead = f"<p>{esc(anchors)}.</p>" if anchors else ""
     scores = report.get("scores") or {}
-    judge = (
-        f"<p>Judge: {esc(unplaced(scores['judge']))}. Scorer: {esc(unplaced(scores['scorer']))}.</p>"
-        if scores.get("judge")
-        else ""
-    )
+    beside = scores.get("scorer") if scores.get("scorer") != scores.get("judge") else ""
+    beside = f" Scorer: {esc(unplaced(str(beside)))}." if beside else ""
+    judge = f"<p>Judge: {esc(unplaced(scores['judge']))}.{beside}</p>" if scores.get("judge") else ""
     return (
         f'<details class="ce-notes"><summary>How it was made</summary>{lead}<ul>{lines}</ul>{judge}'
         f"<p>Method: {esc(item.method)}. Generator: {esc(unplaced(item.base))}.</p></details>"

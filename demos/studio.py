@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 MOST_TARGETS, MOST_PRESERVED, MOST_PICTURES, LONGEST_PROMPT = 40, 200, 2000, 1000
 MOST_LOOKED = 1000  # pictures whose kept copies are remembered
 MOST_SETTING = 200  # characters of one setting's value
+SCORER = "'base' for the generator itself, NAME:TAG of open_clip, or a folder on this computer"
 SCORER_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}:[A-Za-z0-9][\w.-]{0,95}")
 
 
@@ -203,7 +204,7 @@ class Studio:
         return {**plain, "settings": changed, "content": content_of(made.model)}
 
     def scorer(self, scorer: object) -> str | None:
-        """An open_clip scorer as the user names it.
+        """A scorer as the user names it: the base itself, an open_clip model, or both.
 
         Raises:
             InputError: a file or folder is named from afar, or nothing of the kind.
@@ -211,12 +212,15 @@ class Studio:
         if scorer is None or scorer == "":
             return None
         if not isinstance(scorer, str) or len(scorer) > 1000 or "\0" in scorer or "://" in scorer:
-            raise InputError("the scorer must be NAME:TAG of open_clip, or a folder on this computer.")
-        text = scorer.strip()
-        exists = Path(text).exists() or Path(text.partition(":")[2] or " ").exists()
+            raise InputError(f"the scorer must be {SCORER}.")
+        by_base, text = typed.scorer(scorer.strip())
+        if by_base and not text:
+            return typed.BASE
+        text = text or ""
+        exists = Path(text or " ").exists() or Path(text.partition(":")[2] or " ").exists()
         if (exists and self.local) or (not exists and SCORER_NAME.fullmatch(text)):
-            return text
-        raise InputError(f"the scorer {text[:100]!r} must be NAME:TAG of open_clip, or a folder on this computer.")
+            return f"{typed.BASE}+{text}" if by_base else text
+        raise InputError(f"the scorer {text[:100]!r} must be {SCORER}.")
 
     def command(self, job: Job) -> list[str]:
         """The arguments of `concept-erase` for a job; texts of users never stand where an option could."""

@@ -287,7 +287,7 @@ def test_a_row_that_the_base_does_not_know_fails_and_is_made_with_force(
 ):
     monkeypatch.setattr("concept_erase.perceptual._alexnet_distance", lambda: None)
 
-    def taken(self, images, concepts):
+    def taken(self, images, concepts, shots):
         own = len(images) != 24 and len(images) < 24  # the first look at two pictures of its own
         return {c.target: len(images) * (own and c.target == "twemoji") for c in concepts}
 

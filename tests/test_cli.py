@@ -291,7 +291,7 @@ def test_what_the_base_does_not_know_ends_with_2_and_is_no_success_with_force(
     base_folder, scorer_folder, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("concept_erase.perceptual._alexnet_distance", lambda: None)
-    monkeypatch.setattr("concept_erase.scores.Judges.taken", lambda self, images, concepts: {"Van Gogh": 0})
+    monkeypatch.setattr("concept_erase.scores.Judges.taken", lambda self, images, concepts, shots: {"Van Gogh": 0})
     line = ["erase", "Van Gogh", "--anchor", "art", "-m", base_folder, "-n", 2, "--scorer", scorer_folder]
     line += ["--steps", 1, "--set", "contexts=2", "--set", "preserve_prompts=20", "-o", tmp_path / "out"]
     result = invoke(*line)

@@ -134,3 +134,23 @@ def test_thumbnails_name_files_only_for_those_who_ask(studio):
     assert page.count("<figure") == 2
     assert page.count("ce-bad") == 11
     assert "2 more files were left out." in page
+
+
+@pytest.mark.parametrize(
+    ("typed", "taken"),
+    [
+        ("", None),
+        (" Base ", "base"),
+        ("base+", "base"),
+        ("base+ViT-B-32:x", "base+ViT-B-32:x"),
+        ("ViT-B-32:x", "ViT-B-32:x"),
+    ],
+)
+def test_a_scorer_is_the_generator_itself_or_a_model_of_open_clip(studio, typed, taken):
+    assert studio.scorer(typed) == taken
+
+
+@pytest.mark.parametrize("typed", ["basis", "base+../no such", "base+https://x.org/m", "/no/such"])
+def test_what_is_no_scorer_is_refused(studio, typed):
+    with pytest.raises(InputError, match="scorer"):
+        studio.scorer(typed)

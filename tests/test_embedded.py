@@ -177,6 +177,21 @@ def test_the_scorer_recognises_what_the_base_draws(pictures):
     assert sum(a == s for a, (s, _) in zip(styles, truth, strict=True)) >= 0.6 * len(truth)
 
 
+def test_the_base_itself_recognises_what_it_draws(pictures):
+    """Opened as a plain folder, of which nothing is known but its files."""
+    from concept_erase.diffusion_classifier import DiffusionClassifier
+
+    truth, images = (some[::7] for some in pictures)
+    judge = DiffusionClassifier(open_model(embedded.base()))
+    assert not open_model(embedded.base()).is_embedded
+    styles = judge.classify(images, embedded.styles(), ["a {context} in {target} style"], [t for _, t in truth])
+    assert sum(a == s for a, (s, _) in zip(styles, truth, strict=True)) >= 0.8 * len(truth)
+    truth, images = (some[:3] for some in pictures)
+    things = [*embedded.objects()[:12], *(thing for _, thing in truth)]
+    found = judge.classify(images, things, ["a {target}"])
+    assert sum(a == t for a, (_, t) in zip(found, truth, strict=True)) >= 2
+
+
 # -- the whole way -------------------------------------------------------------------------------------------------
 
 

@@ -439,7 +439,7 @@ def judged(monkeypatch):
 
     kept: list = []
 
-    def taken(self, images, concepts):
+    def taken(self, images, concepts, shots):
         return {c.target: round(len(images) * shares[c.target][id(images[0]) in nonsense]) for c in concepts}
 
     monkeypatch.setattr(knowledge, "generate", generate)

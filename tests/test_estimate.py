@@ -65,6 +65,8 @@ def test_more_work_takes_longer_and_more_workers_less(base_folder, tmp_path, mon
     few, many = (seconds(base_folder, tmp_path, pictures=n) for n in (1, 50))
     assert plain < few < many
     assert many < seconds(base_folder, tmp_path, pictures=50, steps=50)
+    assert many < seconds(base_folder, tmp_path, pictures=50, scorer="base"), "judging takes the denoiser too"
+    assert many == seconds(base_folder, tmp_path, pictures=50, scorer="ViT-B-32:laion")
 
 
 def pictures(tmp_path, *rows, **changes) -> int:

@@ -296,6 +296,9 @@ def test_local_models_and_scorers_are_asked_for(tmp_path, monkeypatch):
     job = job_of("base", scorer="ViT:scorer")
     with cluster._token(replace(setup_in(tmp_path), job=job)) as card:
         assert card.reads == (tmp_path / "base", tmp_path / "scorer")
+    job = job_of("some/hub-name", scorer="base+ViT:scorer")
+    with cluster._token(replace(setup_in(tmp_path), job=job)) as card:
+        assert card.reads == (tmp_path / "scorer",), "the base itself is no folder, whatever lies there"
     with cluster._token(replace(setup_in(tmp_path), job=job_of("some/hub-name", scorer="ViT:laion"))) as card:
         assert card.reads == ()
 

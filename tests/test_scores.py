@@ -195,14 +195,14 @@ def drawn(monkeypatch):
         return [BLANK] * len(prompts)
 
     class Judges(FakeJudges):
-        def __init__(self, model, concepts, scorer):
+        def __init__(self, model, concepts, scorer, progress):
             self.asked = (model, list(concepts), scorer)
 
         def look(self, shots, images):
             n = len(shots)
             return Verdicts(["x"] * n, ["x"] * n, ["x"] * n, [0.0] * n)
 
-        def taken(self, images, concepts):
+        def taken(self, images, concepts, shots):
             return dict.fromkeys((c.target for c in concepts), len(images) // 2)
 
     monkeypatch.setattr(scores, "generate", generate)
@@ -285,7 +285,7 @@ def test_many_shapes_cost_no_more_pictures_than_a_few(model):
     drawn = []
 
     class Counting:
-        def taken(self, images, concepts):
+        def taken(self, images, concepts, shots):
             return {c.target: 3 for c in concepts}
 
     found = nulls(model, Counting(), [Concept(n) for n in names], lambda s: drawn.append(len(s)) or [BLANK] * len(s))
@@ -306,12 +306,12 @@ def test_a_name_that_the_classifier_has_no_class_for_is_left_to_the_scorer(score
     concepts = [TWEMOJI, Concept("steampunk")]
     judges = Judges(house, concepts, str(scorer_folder))
     images = [Image.new("RGB", (16, 16), colour) for colour in ("red", "white", "blue")]
-    taken = judges.taken(images, concepts)
+    shots = [Shot("p", 0, name, "cat", True, True) for name in ("twemoji", "steampunk", "twemoji")]
+    taken = judges.taken(images, concepts, shots)
     zero_shot = judges.scorer.classify(
         judges.scorer.embed_images(images), judges.styles, embedded.PROFILES[Kind.STYLE].probes
     )
     assert taken == {"twemoji": 3, "steampunk": zero_shot.count("steampunk")}
     assert judges.judge_of(TWEMOJI) != judges.judge_of(concepts[1])
     assert "zero-shot) for other names" in judges.name
-    shots = [Shot("p", 0, name, "cat", True, True) for name in ("twemoji", "steampunk", "twemoji")]
     assert judges.look(shots, images).concepts == ["Twemoji", zero_shot[1], "Twemoji"]

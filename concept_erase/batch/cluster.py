@@ -24,6 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from concept_erase import typed
 from concept_erase.batch.units import WORK, Setup, Task, code_version, perform
 from concept_erase.errors import InputError, OutputError, ResourceError
 
@@ -264,7 +265,8 @@ def _token(setup: Setup) -> Iterator[Pass]:
     folder = setup.out / WORK
     token = folder / f".{uuid.uuid4().hex}.tmp"  # the next run removes such names, if this one is killed
     job = setup.job
-    named = [job.model, job.scorer, (job.scorer or "").partition(":")[2]]
+    _, clip = typed.scorer(job.scorer)
+    named = [job.model, clip, (clip or "").partition(":")[2]]
     reads = [path for text in named if text and (path := Path(text).expanduser().absolute()).exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from concept_erase import embedded, nonsense
+from concept_erase import embedded, nonsense, typed
 from concept_erase.batch.units import pictures_of
 from concept_erase.errors import InputError
 from concept_erase.families import family_of
@@ -36,6 +36,7 @@ PICTURE = 90_000  # bytes of a before/after picture
 TRIED = 4 * 16  # pictures of candidates for an anchor, where the first ones do not pass
 Shape = tuple[int, int]  # (d_out, d_in) of a layer
 _PLAIN: dict[str, Any] = {"int": int, "float": float, "bool": bool, "None": None}  # others are checked by the run
+JUDGED = 60  # passes of the denoiser in which it judges a picture of about 10 styles and 20 things, as other bases have
 START = 6.0  # seconds until a worker has imported what it needs and opened a base
 
 
@@ -242,11 +243,12 @@ def _encoding(folder: Path, plan: _Plan) -> float:
 
 
 def _drawing(folder: Path, job: Job) -> float:
-    """Floating-point operations for one picture through the denoiser."""
+    """Floating-point operations for one picture through the denoiser, also where that judges it."""
     unet = json.loads((folder / "unet" / "config.json").read_text())
     sizes = sum(p.stat().st_size for p in (folder / "unet").glob("*.safetensors"))
     weights = sizes / (2 if folder == embedded.folder() / "base" else 4)
-    return 2.0 * weights * unet["sample_size"] ** 2 / 10 * 2 * job.steps
+    judged = JUDGED if typed.scorer(job.scorer)[0] else 0
+    return 2.0 * weights * unet["sample_size"] ** 2 / 10 * (2 * job.steps + judged)
 
 
 def _speed() -> float:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from concept_erase import __version__
+from concept_erase import __version__, typed
 from concept_erase.batch import gallery
 from concept_erase.files import atomic_write
 
@@ -72,7 +72,9 @@ def _update(file: Path, text: str) -> None:
 def _shown(plan: Plan) -> dict[str, Any]:
     """How the list was erased, without the paths of this machine."""
     job = plan.setup.job.model_dump(mode="json")
-    return {**job, "model": plan.base["name"], "scorer": job["scorer"] and Path(job["scorer"]).name}
+    by_base, clip = typed.scorer(job["scorer"])
+    scorers = [*([typed.BASE] if by_base else []), *([Path(clip).name] if clip else [])]
+    return {**job, "model": plan.base["name"], "scorer": "+".join(scorers) or None}
 
 
 def _members(joint: Joint, outcomes: dict[str, dict[str, Any]]) -> list[str]:

@@ -41,7 +41,11 @@ ModelOption = Annotated[
     str | None, typer.Option("--model", "-m", help="Folder or hub name of a base; the embedded generator if not given.")
 ]
 ScorerOption = Annotated[
-    str | None, typer.Option(help="open_clip model to score with: NAME:TAG, NAME:FILE or a local folder.")
+    str | None,
+    typer.Option(
+        help="Who looks at the pictures: 'base', the base itself, which needs nothing else; an open_clip model, as "
+        "NAME:TAG, NAME:FILE or a local folder; or both, as base+NAME:TAG."
+    ),
 ]
 StepsOption = Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps of every picture.")]
 GuidanceOption = Annotated[

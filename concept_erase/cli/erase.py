@@ -248,6 +248,8 @@ def _print_scores(scores: Scores) -> None:
     for heading in ("before", "after", "n"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, meaning in MEANINGS.items():
+        if name not in scores.after:
+            continue
         before, after = scores.before[name], scores.after[name]
         hollow = bool(told) and name in HOLLOW
         style = "dim" if hollow else "bold" if name in ("UA", "IRA", "CRA", "H") else None
@@ -258,15 +260,16 @@ def _print_scores(scores: Scores) -> None:
     console.print(table)
     null, positive = scores.controls["null"], scores.controls["positive"]
     change = scores.change
-    lines = [
-        f"judge: {scores.judge}",
-        f"scorer: {scores.scorer}; agrees with the judge: kappa {scores.controls['kappa']:.2f}",
-    ]
+    lines = [f"judge: {scores.judge}"]
+    if agreed := [f"{scores.controls[k]:.2f}" for k in ("kappa", "kappa_base") if k in scores.controls]:
+        lines.append(f"scorer: {scores.scorer}; agrees with the judge: kappa {' and '.join(agreed)}")
     lines.append(f"controls on the unedited base: target recognised {positive}")
     lines.append(f"                               others taken for it {null}")
     if "nonsense" in scores.controls:
         floor = ", the style floor" if any(s.style for s in scores.shots) else ""
         lines.append(f"                               {NONSENSE} {scores.controls['nonsense']}{floor}")
+    if "nonsense_itself" in scores.controls:
+        lines.append(f"                               nonsense taken for itself {scores.controls['nonsense_itself']}")
     if "lpips_erased" in change:
         lines.append(
             f"LPIPS before to after: erased {change['lpips_erased'].value:.3f}, kept {change['lpips_kept'].value:.3f}"
