@@ -20,8 +20,7 @@ from concept_erase.retained import kept
 from concept_erase.streams import Tokens, columns, fold, read
 from concept_erase.surroundings import concept_prompts
 
-STRENGTHS = (0.1, 0.3, 1.0, 1.7, 3.0, 5.5, 10.0, 17.0, 30.0, 55.0, 100.0)
-AS_CHEAP = 1.03  # times the least cost: where it hardly changes any more, the strongest erases best
+STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 CHECKED = 8  # prompts by which the strength is chosen: it is one number
 COLLATERAL = 4.0  # weight of what is done to the rest against what is left undone
 
@@ -166,21 +165,22 @@ def solve_strongest(
 
 
 def _strongest(found: Spectrum, unseen: Moments, kept: Kept, gram: Tensor, strengths: Sequence[float]) -> float:
-    """The strongest of about the least `cost`; undone and damage are quadratic forms of its weights."""
+    """The strength of least `cost`; undone and damage are quadratic forms of its weights."""
     if unseen.way <= 0:  # nothing moves at any
         return strengths[0]
     seen = found.Y.T @ gram
     sizes = seen @ found.Y  # (k, k)
-    # Makes a mean over what is kept relative to the mean way.
-    share = COLLATERAL * unseen.n / (unseen.way * max(1, kept.n))
+    share = (
+        COLLATERAL * unseen.n / (unseen.way * max(1, kept.n))
+    )  # makes a mean over what is kept relative to the mean way
     square = sizes * (unseen.within(found.T) / unseen.way + kept.within(found.T) * share)
     towards = unseen.across(seen, found.T) / unseen.way
 
-    costs = {}
-    for strength in strengths:
+    def costs(strength: float) -> float:
         weights = found.weights(strength)
-        costs[strength] = float(weights @ square @ weights - 2 * (weights @ towards)) + 1.0  # 1 is the way itself
-    return max(strength for strength in strengths if costs[strength] <= AS_CHEAP * min(costs.values()))
+        return float(weights @ square @ weights - 2 * (weights @ towards))
+
+    return min(strengths, key=costs)
 
 
 def cost(measures: Mapping[str, float]) -> float:
