@@ -205,6 +205,26 @@ def default(folder: Path, targets: list[str], preserved: list[str], out: Path) -
     return time.process_time() - start, files[0]
 
 
+def profiled(folder: Path, targets: list[str], file: Path) -> None:
+    """Where the CPU time of one default erasure goes: the second of a list, as a text."""
+    import cProfile
+    import io
+    import pstats
+
+    from concept_erase import erase, open_model
+
+    model = open_model(folder)
+    with tempfile.TemporaryDirectory() as out:
+        erase(targets[0], model, out=Path(out, "first"), n=0)
+        profile = cProfile.Profile(time.process_time)
+        profile.runcall(erase, targets[1], model, out=Path(out, "second"), n=0)
+    text = io.StringIO()
+    stats = pstats.Stats(profile, stream=text).strip_dirs()
+    stats.sort_stats("cumulative").print_stats(r"^(?!\{|<|_)[a-z_]+\.py", 40)
+    stats.sort_stats("tottime").print_stats(15)
+    file.write_text("\n".join(line.rstrip() for line in text.getvalue().splitlines()).strip() + "\n")
+
+
 # -- measuring -----------------------------------------------------------------------------------------------------
 
 
@@ -359,6 +379,7 @@ def main() -> None:
     parser.add_argument("--size", choices=("full", "tiny"), default="full", help="tiny is for trying things out")
     parser.add_argument("--sides", choices=SIDES, nargs="+", default=SIDES, help="what to measure (default: all)")
     parser.add_argument("--json", type=Path, help="file for the JSON; printed when not given")
+    parser.add_argument("--profile", type=Path, help="file for the profile of one default erasure")
     parser.add_argument("--job", nargs=3, help=argparse.SUPPRESS)  # what, model folder, output folder: see in_process
     options = parser.parse_args()
     if min(options.concepts) < 1 or options.preserve < 0 or max(options.concepts) + options.preserve > 1000:
@@ -367,6 +388,9 @@ def main() -> None:
         job, folder, out = options.job[0], Path(options.job[1]), Path(options.job[2])
         if job == "layout":
             write_layout(folder, options.size)
+            done = {}
+        elif job == "profile":
+            profiled(folder, names(2, options.preserve)[0], out)
             done = {}
         else:
             side = {"reference": reference, "ours": ours, "default": default}[job]
@@ -377,6 +401,8 @@ def main() -> None:
     if options.json:  # now, not when the measuring is done
         options.json.parent.mkdir(parents=True, exist_ok=True)
     result = measure(options)
+    if options.profile:
+        in_process("profile", options.work / f"sd14-{options.size}", options.profile, options)
     show(result)
     text = json.dumps(result, indent=2) + "\n"
     if options.json:
