@@ -72,7 +72,7 @@ class Identity:
             )
         there = torch.tensor(recorded["sketch"], dtype=torch.float64)
         gap = (torch.tensor(self.sketch, dtype=torch.float64) - there) / self.size
-        noise = math.hypot(self.rounding, _rounding_in(recorded), FINEST)
+        noise = math.hypot(self.rounding, rounding_in(recorded), FINEST)
         if change is not None and change.any():
             edit = change.double() / self.size
             share = float(gap @ edit / (edit @ edit))
@@ -120,7 +120,7 @@ def alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     if not isinstance(sketch, list) or not _is_sketch(sketch, len(sketch)):
         return False
     size = math.sqrt(sum(x * x for x in sketch)) or 1.0
-    known = Identity(str(one.get("hash")), str(one.get("dtype")), _rounding_in(one), tuple(sketch), size)
+    known = Identity(str(one.get("hash")), str(one.get("dtype")), rounding_in(one), tuple(sketch), size)
     return known.difference(other) is None
 
 
@@ -171,10 +171,15 @@ def spacing(values: Tensor, name: str) -> Tensor:
     return limits.eps * (power if name.startswith(SCALED) else power.clamp_min(limits.smallest_normal))
 
 
-def _rounding_in(recorded: Mapping[str, Any]) -> float:
-    """The rounding of a recorded base; 0 where it does not say."""
-    told = recorded.get("rounding")
-    return float(told) if isinstance(told, (int, float)) and 0 <= told < 1 else 0.0
+def rounding_in(recorded: Mapping[str, Any]) -> float:
+    """The rounding of a recorded base; of a record that does not say, that of its float type for usual weights."""
+    told, kind = recorded.get("rounding"), recorded.get("dtype")
+    if isinstance(told, (int, float)) and 0 <= told < 1:
+        return float(told)
+    if kind not in FLOATS or str(kind).startswith(SCALED):
+        return 0.0
+    # Mantissas are about even between 1 and 2, so numbers are about sqrt(7/3) times the power of two beneath them.
+    return torch.finfo(getattr(torch, str(kind))).eps / math.sqrt(12 * 7 / 3)
 
 
 def _is_sketch(numbers: object, length: int) -> bool:

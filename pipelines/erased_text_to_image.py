@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -558,9 +558,7 @@ class Base:
                     f"{path} has a sketch of its base that is no list of numbers; fetch it again."
                 ) from error
             gap = (self.sketch - there) / self.size
-            told = recorded.get("rounding")
-            theirs = float(told) if isinstance(told, (int, float)) and 0 <= told < 1 else 0.0
-            noise = math.hypot(self.rounding, theirs, FINEST)
+            noise = math.hypot(self.rounding, rounding_in(recorded), FINEST)
             share = 0.0
             if change is not None and change.any():
                 edit = change / self.size
@@ -628,6 +626,17 @@ def holds(name: str, weight: Tensor) -> bool:
         apart = (values.to(kind).to(torch.float32) - values).abs()
         fits |= (apart <= SCALE_ERROR * values.abs()).all(1)
     return bool(fits.all())
+
+
+def rounding_in(recorded: Mapping[str, Any]) -> float:
+    """The rounding of a recorded base; of a record that does not say, that of its float type for usual weights."""
+    told, kind = recorded.get("rounding"), recorded.get("dtype")
+    if isinstance(told, (int, float)) and 0 <= told < 1:
+        return float(told)
+    if kind not in FLOATS or str(kind).startswith(SCALED):
+        return 0.0
+    # Mantissas are about even between 1 and 2, so numbers are about sqrt(7/3) times the power of two beneath them.
+    return torch.finfo(getattr(torch, str(kind))).eps / math.sqrt(12 * 7 / 3)
 
 
 def spacing(values: Tensor, name: str) -> Tensor:

@@ -32,6 +32,17 @@ def with_edit(weights, changes, scale=1.0):
     return {path: weight + scale * changes[path].delta().float() for path, weight in weights.items()}
 
 
+@pytest.mark.parametrize("stored", [name for name in FLOATS if not name.startswith(SCALED)])
+def test_a_record_of_an_earlier_version_which_tells_no_rounding_is_known_again(weights, stored):
+    record = identity(rounded(weights, stored)).record
+    fine = identity(weights)
+    del record["rounding"]
+    assert fine.difference(record) is None
+    assert alike(record, fine.record)
+    other = {path: weight.flip(0) for path, weight in weights.items()}
+    assert "differ" in identity(other).difference(record)
+
+
 @pytest.mark.parametrize("live", FLOATS)
 @pytest.mark.parametrize("stored", FLOATS)
 def test_a_rounded_base_is_the_same_and_a_fused_erasure_is_not(weights, model, live, stored):

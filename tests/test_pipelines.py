@@ -491,7 +491,7 @@ def test_what_the_files_repeat_is_the_same_to_the_letter():
     both = erased.keys() & gated.keys()
     assert {"read_file", "check_record", "Base", "base_of", "unwrapped", "weight_of"} <= both
     assert {name: erased[name] for name in both} == {name: gated[name] for name in both}
-    repeated = {"NUMBERS", "SCALED", "FLOATS", "FINEST", "SCALE_ERROR", "holds", "spacing"}
+    repeated = {"NUMBERS", "SCALED", "FLOATS", "FINEST", "SCALE_ERROR", "holds", "spacing", "rounding_in"}
     assert {name: erased[name] for name in repeated} == {name: package[name] for name in repeated}
 
 
