@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ import torch
 from concept_erase.checkpoint import Checkpoint, complete
 from concept_erase.errors import InputError, MissingModelError
 from concept_erase.families import FAMILIES
+from concept_erase.imports import unswept
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -99,7 +102,8 @@ def load_text_encoder(checkpoint: Checkpoint) -> Any:
     Raises:
         InputError: its files do not hold what they must.
     """
-    from transformers import CLIPTextModel
+    with unswept():
+        from transformers import CLIPTextModel
 
     if not (checkpoint.part("text_encoder") / "config.json").is_file():
         raise MissingModelError(f"the text_encoder of {checkpoint.name} has no config.json; fetch it again.")
@@ -169,11 +173,9 @@ def _loaded(checkpoint: Checkpoint, component: str, kind: Any, **options: Any) -
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the progress bars and remarks of transformers and diffusers while a model loads."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    libraries = (diffusers_logging, transformers_logging)
+    """Without the progress bars and remarks of transformers and diffusers, as far as imported, while a model loads."""
+    names = (name for name in ("diffusers", "transformers") if name in sys.modules)  # the import of one takes long
+    libraries: list[Any] = [import_module(f"{name}.utils.logging") for name in names]
     before = [(library.is_progress_bar_enabled(), library.get_verbosity()) for library in libraries]
     for library in libraries:
         library.disable_progress_bar()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from concept_erase import causal, embedded
+from concept_erase import causal, embedded, memory
 from concept_erase.checkpoint import FILES, Checkpoint, base_name, what_it_is
 from concept_erase.errors import InputError, MissingModelError, NumericalError
 from concept_erase.families import FAMILIES, Family, Site, beside_text, check_layout, family_of
@@ -372,8 +372,17 @@ class Model:
         """
         self.require_plain()
         weights = [self.weight(path) for path in self.stream_layers()]
-        # A metric needs no more than single precision per layer; in double this product would outlast the solve.
-        return torch.stack([w.T @ w for w in weights]).double().sum(0)
+        digest = hashlib.sha256()
+        for weight in weights:
+            digest.update(repr(tuple(weight.shape)).encode())
+            digest.update(weight.contiguous().numpy().tobytes())
+
+        def summed() -> dict[str, Tensor]:
+            # A metric needs no more than single precision per layer; in double this product would outlast the solve.
+            with one_thread():  # whoever computes it gets the same bits
+                return {"gram": torch.stack([w.T @ w for w in weights]).double().sum(0)}
+
+        return memory.kept({"what": "gram", "weights": digest.hexdigest()}, summed)["gram"]
 
     # -- the whole ---------------------------------------------------------------------------------------------
 

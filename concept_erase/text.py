@@ -9,6 +9,7 @@ import torch
 
 from concept_erase.checkpoint import Checkpoint
 from concept_erase.errors import InputError, MissingModelError
+from concept_erase.imports import unswept
 from concept_erase.layers import tensor, walk
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ def open_tokenizer(checkpoint: Checkpoint) -> CLIPTokenizer:
         InputError: it is of another kind.
         MissingModelError: it cannot be read.
     """
-    from transformers import CLIPTokenizer
+    with unswept():
+        from transformers import CLIPTokenizer
 
     place, kind = checkpoint.part("tokenizer"), checkpoint.tokenizer_class
     if kind is not None and kind not in _TOKENIZERS:
