@@ -27,7 +27,7 @@ from concept_erase.formats import (
     record_in,
     write_safetensors,
 )
-from concept_erase.lowrank import LowRank, balanced, check_finite
+from concept_erase.lowrank import LowRank, all_finite, balanced, check_finite
 from concept_erase.names import file_name, folded
 
 PEFT_NAME = "pytorch_lora_weights.safetensors"
@@ -113,11 +113,9 @@ class Adapter:
         folder = Path(folder)
         modules = self._modules()
         rounded = {path: change.to(dtype) for path, change in modules.items()}
-        if dtype is torch.float16 and not all(
-            c.up.isfinite().all() and c.down.isfinite().all() for c in rounded.values()
-        ):
+        if not all(map(all_finite, rounded.values())):
             rounded = {path: change.to(torch.float32) for path, change in modules.items()}
-        check_finite(rounded)
+            check_finite(rounded)
         kohya, other = folder / f"{self.slug}.safetensors", folder / PEFT_NAME
         for file in () if replace else (kohya, other)[: 1 + peft]:
             if file.exists() and _identity_in(file) != self.identity:

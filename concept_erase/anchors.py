@@ -11,11 +11,10 @@ from concept_erase.methods.uce import UCE, cost
 from concept_erase.model import Model
 from concept_erase.names import apart
 from concept_erase.statistics import Estimate
-from concept_erase.surroundings import profile, spread, surroundings
+from concept_erase.surroundings import surroundings
 from concept_erase.vocabulary import nearest
 
-# How often pictures of a candidate are taken for the target: (candidate, prompts) -> rate in per cent.
-OwnRate = Callable[[str, Sequence[str]], Estimate]
+OwnRate = Callable[[str], Estimate]  # candidate -> how often its pictures are taken for the target, in per cent
 ACCEPTED = 10.0  # per cent
 NEAREST = 6
 AS_GOOD = 1.25  # times the least cost: among these the furthest is taken, whose pictures resemble the target's least
@@ -73,12 +72,7 @@ def choose(
         return replace(concept, anchor=ranked[0]), f"{told(ranked[0])}."
     passed_over: list[str] = []
     for candidate in ranked[:4]:
-        prompts = [
-            t.replace("{target}", candidate).replace("{context}", c)
-            for t in profile(model, concept.kind).templates[2:4]
-            for c in spread(around.contexts, 8)
-        ]
-        own = own_rate(candidate, prompts)
+        own = own_rate(candidate)
         if own.value <= ACCEPTED:
             after = f" after {', '.join(map(repr, passed_over))}" if passed_over else ""
             seen = f"{own.k} of {own.n} of its own pictures are taken for {concept.target!r}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,8 @@ import torch
 
 from concept_erase import __version__, anchors, knowledge, methods, operators, words
 from concept_erase.adapter import Adapter, identity, refuse_another, remove_older
-from concept_erase.concepts import Concept, Kind, check_together
+from concept_erase.attach import attached
+from concept_erase.concepts import Concept, check_together
 from concept_erase.errors import (
     BusyError,
     ConceptEraseError,
@@ -33,10 +35,11 @@ from concept_erase.lowrank import LowRank, check_finite
 from concept_erase.methods import Edit, Method, Run, settings_of
 from concept_erase.model import Model, Source, open_model
 from concept_erase.names import Lookup
-from concept_erase.scores import Judges, Scores, Shot, plan, score
+from concept_erase.scores import Judges, Scores, Shot, plan, score, trial_shots
 from concept_erase.statistics import Estimate, rate
 
 Progress = Callable[[int, int, str], None]
+log = logging.getLogger(__name__)
 _OF_THE_MACHINE = re.compile(r"out of memory|not enough memory|can't allocate memory|CUDA error|NCCL|cuDNN", re.I)
 
 
@@ -145,7 +148,7 @@ def erase(
         _refuse_anchor_chain(anchored)
         work.check(anchored)
         checkpoint = folder / f".training-{work.key(anchored)[:16]}.pt" if folder else None
-        edit = eraser.edit(work.model, anchored, Run(progress, checkpoint))
+        edit = eraser.edit(work.model, anchored, work.run(anchored, checkpoint))
         erasure = work.made(anchored, edit, notes)
         files = None
         if folder and work.judges:  # scoring takes long and may fail: by then the adapter is on disk
@@ -228,6 +231,10 @@ class Work:
         look = partial(self._own_rate, concept) if self.judges else None
         return anchors.choose(self.model, concept, taken, look, contexts=contexts)
 
+    def run(self, concepts: Sequence[Concept], checkpoint: Path | None = None) -> Run:
+        """How their edit is carried out."""
+        return Run(self.progress, checkpoint, partial(self._still, concepts) if self.judges else None)
+
     def check(self, concepts: Sequence[Concept]) -> None:
         """Refuse, before the work, a prompt of the scores that does not fit the text encoder."""
         for shot in plan(self.model, concepts, self.n) if self.judges else ():
@@ -279,15 +286,33 @@ class Work:
         except Exception as error:
             self.unscored, self.score_again = _reason(error), passing(error)
 
-    def _own_rate(self, concept: Concept, name: str, prompts: Sequence[str]) -> Estimate:
+    def _own_rate(self, concept: Concept, name: str) -> Estimate:
         """Draws pictures of a candidate anchor and counts how many are taken for the concept."""
+        return self._taken(trial_shots(self.model, [concept], name), [concept], f"pictures of {name!r}")
+
+    def _still(self, concepts: Sequence[Concept], changes: dict[str, LowRank]) -> Estimate | None:
+        """Draws pictures of the concepts under an edit and counts how many are still taken for them."""
+        edited = Adapter(changes, self.model.family, tuple(concepts), self.method.name, self.settings, self.base)
+        try:
+            shots = trial_shots(self.model, concepts)
+            with attached(self.model.pipe, edited):
+                return self._taken(shots, concepts, "pictures of a trial", edited.digest)
+        except Exception as error:  # it costs a choice, not an adapter; scoring will say what it was
+            log.warning("no pictures under the edit: %s", _reason(error))
+            return None
+
+    def _taken(self, shots: Sequence[Shot], concepts: Sequence[Concept], what: str, variant: str = "") -> Estimate:
+        """How many pictures of the concepts, or of another name in their place, are taken for them."""
         assert self.judges is not None, "without judges nothing is looked at"
-        seeds = list(range(len(prompts)))
-        images = generate(
-            self.model, prompts, seeds, sampling=self.sampling, progress=self.progress, what=f"pictures of {name!r}"
-        )
-        shots = [Shot(p, s, name, "", False, concept.kind is Kind.STYLE) for p, s in zip(prompts, seeds, strict=True)]
-        return rate(self.judges.taken(images, [concept], shots)[concept.target], len(images))
+        prompts, seeds = [s.prompt for s in shots], [s.seed for s in shots]
+        how: dict[str, Any] = {"sampling": self.sampling, "variant": variant, "progress": self.progress, "what": what}
+        images = generate(self.model, prompts, seeds, **how)
+        taken = 0
+        for i, concept in enumerate(concepts):
+            mine = slice(i, None, len(concepts))  # the concepts take turns
+            if shots[mine]:
+                taken += self.judges.taken(images[mine], [concept], shots[mine])[concept.target]
+        return rate(taken, len(shots))
 
 
 def passing(error: Exception) -> bool:

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import struct
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from concept_erase.errors import AdapterFileError
 from concept_erase.families import Family
 from concept_erase.files import atomic_write
 from concept_erase.layers import live_to_canonical
-from concept_erase.lowrank import LowRank
+from concept_erase.lowrank import LowRank, finite
 
 HEADER_LIMIT = 100_000_000  # bytes; what the safetensors library allows
 _TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
@@ -130,6 +131,7 @@ def _module(path: Path, name: str, family: Family) -> str:
     return f"{component}.{live_to_canonical(component, inner)}"
 
 
+@lru_cache(4096)  # the same few hundred names in thousands of files
 def _dotted(name: str) -> str:
     for compound in _COMPOUND:
         name = re.sub(rf"(?<![A-Za-z]){compound}(?![A-Za-z])", compound.replace("_", "\0"), name)
@@ -222,6 +224,6 @@ def read_safetensors(
     if end != len(body):
         raise AdapterFileError(f"{path} is truncated or has bytes at its end that nothing names; fetch it again.")
     for key, tensor in tensors.items():
-        if not tensor.isfinite().all():
+        if not finite(tensor):
             raise AdapterFileError(f"{path} holds NaN or Inf in {key}; it would break the model, do not use it.")
     return tensors, metadata

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from concept_erase.errors import NumericalError
 
 _APART = 1e-10  # squared singular values below this share of the largest are too near to rounding
+_UPRIGHT = 0.01  # cosine between rows that are orthogonal; half precision leaves a tenth of it
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +89,15 @@ class LowRank:
     def even(self) -> bool:
         """Whether the factors are of equal size already, column by column, as `balanced` leaves them."""
         sizes = self.up.double().norm(dim=0), self.down.double().norm(dim=1)
-        return self.rank <= min(self.shape) and torch.allclose(*sizes, rtol=1e-5, atol=1e-5 * float(sizes[0].max()))
+        equal = torch.allclose(*sizes, rtol=1e-5, atol=1e-5 * float(sizes[0].max()))
+        return equal and (self.rank <= min(self.shape) or upright(self.down))
+
+    def scaled_even(self) -> LowRank:
+        """The same change, each column and its row brought to equal size: balanced, if the rows are `upright`."""
+        sizes = self.up.double().norm(dim=0), self.down.double().norm(dim=1)
+        there = (sizes[0] > 0) & (sizes[1] > 0)  # else the two make nothing
+        up, down = (torch.where(there, (sizes[1 - i] / sizes[i]).sqrt(), 0.0).to(self.up.dtype) for i in (0, 1))
+        return LowRank(self.up * up, self.down * down[:, None])
 
     def compressed(self, rank: int) -> tuple[LowRank, float]:
         """The nearest change of at most `rank`, and the share of the squared Frobenius norm that is lost.
@@ -110,10 +120,19 @@ class LowRank:
 def balanced(changes: Mapping[str, LowRank]) -> dict[str, LowRank]:
     """`LowRank.balanced` of all that are not `even`; those of one shape together, by their Gram matrices.
 
+    Where the rows are `upright`, nothing cancels in the sum over columns, and their sizes are all that there is to do.
     With `A = up^T up = L L^T` and `L^T (down down^T) L = Q S^2 Q^T` the factors become `up L^-T Q sqrt(S)` and
     `sqrt(S)^-1 Q^T L^T down`, whose Gram matrices are S. Where the squares are too far apart for that, an SVD does it.
     """
     found = {path: change for path, change in changes.items() if change.even}
+    standing: dict[int, bool] = {}  # an operator's changes share their rows
+    for path, change in changes.items():
+        if path in found:
+            continue
+        if id(change.down) not in standing:
+            standing[id(change.down)] = upright(change.down)
+        if standing[id(change.down)]:
+            found[path] = change.scaled_even()
     groups: dict[tuple[tuple[int, int], int, torch.dtype], list[str]] = {}
     for path, change in changes.items():
         if path not in found:
@@ -123,6 +142,12 @@ def balanced(changes: Mapping[str, LowRank]) -> dict[str, LowRank]:
         one_by_one = together or [changes[path].balanced() for path in paths]
         found |= dict(zip(paths, one_by_one, strict=True))
     return {path: found[path] for path in changes}
+
+
+def upright(rows: Tensor) -> bool:
+    """Whether all rows of (r, d) are orthogonal to each other, within what half precision leaves; some may be 0."""
+    rows = torch.nn.functional.normalize(rows.float(), dim=1)
+    return float((rows @ rows.T).fill_diagonal_(0).abs().max()) < _UPRIGHT
 
 
 def _balanced(changes: Sequence[LowRank]) -> list[LowRank] | None:
@@ -156,8 +181,18 @@ def compose(edits: Sequence[dict[str, LowRank]]) -> dict[str, LowRank]:
     return {path: concatenate([edit[path] for edit in edits if path in edit]) for path in paths}
 
 
+def finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor Inf: one pass over it, where `isfinite` takes several."""
+    return tensor.numel() == 0 or all(map(math.isfinite, torch.stack(torch.aminmax(tensor)).tolist()))
+
+
+def all_finite(change: LowRank) -> bool:
+    """Whether both factors are."""
+    return finite(change.up) and finite(change.down)
+
+
 def check_finite(edit: dict[str, LowRank]) -> None:
     """Raises NumericalError naming the first layer whose change holds NaN or Inf."""
     for path, change in edit.items():
-        if not (change.up.isfinite().all() and change.down.isfinite().all()):
+        if not all_finite(change):
             raise NumericalError(f"the change of {path} holds NaN or Inf; raise the ridge or lower the learning rate.")

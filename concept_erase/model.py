@@ -47,7 +47,7 @@ Source = Any  # str | Path | DiffusionPipeline | Model | None: the last two woul
 
 T = TypeVar("T")
 _STATES = 512 * 2**20  # bytes of remembered calls of the text encoder; on SD 1 one with 40 prompts takes 2 MB
-_MADE = 2**30  # bytes of what else is remembered; second moments on SD 1 take 5 MB
+_MADE = 512 * 2**20  # bytes of what else is remembered; second moments on SD 1 take 5 MB, and 5 more once factored
 _PROMPTS = 32 * 2**20  # bytes of remembered tokenizations; a list of concepts asks for the same ones again and again
 _UNLIMITED = 1_000_000  # a tokenizer without a limit says 10^30
 
@@ -485,8 +485,8 @@ class Memory:
 
 
 def _bytes_of(value: Any) -> int:
-    if isinstance(value, Tensor):
-        return value.nbytes
+    if isinstance(size := getattr(value, "nbytes", None), int):  # a tensor, or what grows when it is used
+        return size
     parts = value if isinstance(value, (list, tuple)) else getattr(value, "__dict__", {}).values()
     return sys.getsizeof(value) + sum(map(_bytes_of, parts))
 

@@ -137,6 +137,11 @@ class Kept:
         self.PP, self.n = PP, n
         self._factors: dict[tuple[float, float], Tensor] = {}
 
+    @property
+    def nbytes(self) -> int:
+        """With the factor that a solve will make of it."""
+        return 2 * self.PP.nbytes
+
     def __add__(self, other: Kept) -> Kept:
         return Kept(self.PP + other.PP, self.n + other.n)
 

@@ -29,6 +29,7 @@ from concept_erase.surroundings import profile, spread, surroundings
 
 Progress = Callable[[int, int, str], None]
 
+TRIED = 16  # pictures of a candidate for an anchor, or under an edit of a strength
 NULL = 24  # pictures of nonsense names that a rate is compared with
 CANDIDATES = 160  # names that the base itself chooses from; more where more are asked for
 SHAPES = 4  # shapes of names that many concepts are compared with
@@ -218,6 +219,25 @@ def score(
     null = nulls(model, judges, shown, draw)
     itself = themselves(model, judges, shown[0], draw) if shown else None
     return compare(judges, shots, before, after, _pooled(null), itself)
+
+
+def trial_shots(model: Model, concepts: Sequence[Concept], name: str | None = None) -> list[Shot]:
+    """`TRIED` pictures by which a choice is made, of the concepts in turn, on templates that an edit is fitted on.
+
+    Args:
+        name: What is drawn in the place of the concept; the concept itself when None.
+    """
+    shots: list[Shot] = []
+    for i in range(TRIED):
+        concept = concepts[i % len(concepts)]
+        templates = profile(model, concept.kind).templates[2:4]
+        contexts = spread(surroundings(model, concept).contexts, TRIED // len(templates)) or ("",)
+        turn = i // len(concepts)
+        template, context = templates[turn // len(contexts) % len(templates)], contexts[turn % len(contexts)]
+        shown = context if "{context}" in template else ""
+        prompt = fill(template, name or concept.target, context)
+        shots.append(Shot(prompt, i, name or concept.target, shown, name is None, concept.kind is Kind.STYLE))
+    return shots
 
 
 def nonsense_shots(model: Model, concept: Concept, block: int = 0) -> list[Shot]:

@@ -84,12 +84,13 @@ def _looked_up(model: Model, concept: Concept) -> Surroundings:
     return Surroundings(contexts, neighbours, anchors, False)
 
 
-def candidates(model: Model, concept: Concept) -> tuple[str, ...]:
-    """Names that might be among the concept's anchors; more than there are, and nothing is encoded for it."""
+def candidates(model: Model, kind: Kind) -> tuple[str, ...]:
+    """Names that might be among the anchors of a concept of a kind, beside what it preserves; more than there are, and
+    nothing is encoded for it."""
     if model.is_embedded:
-        return surroundings(model, concept).anchors
-    own = PROFILES[concept.kind]
-    return (*concept.preserve, *own.neighbours, *own.anchors, *whole_words(model))
+        return embedded.styles() if kind is Kind.STYLE else embedded.objects(violent=False)
+    own = PROFILES[kind]
+    return (*own.neighbours, *own.anchors, *whole_words(model))
 
 
 def _known(model: Model, names: Sequence[str]) -> tuple[str, ...]:

@@ -78,9 +78,13 @@ def whole_words(model: Model) -> tuple[str, ...]:
 
     The pieces that end a word ("moji", "yle") are among them: only the text encoder tells them apart.
     """
-    vocabulary = model.tokenizer.get_vocab()
-    ranked = sorted((i, piece.removesuffix("</w>")) for piece, i in vocabulary.items() if piece.endswith("</w>"))
-    return tuple(word for _, word in ranked if len(word) > 2 and word.isascii() and word.isalpha())
+
+    def make() -> tuple[str, ...]:
+        pieces = model.tokenizer.get_vocab().items()
+        ranked = sorted((i, piece.removesuffix("</w>")) for piece, i in pieces if piece.endswith("</w>"))
+        return tuple(word for _, word in ranked if len(word) > 2 and word.isascii() and word.isalpha())
+
+    return model.remembered((whole_words, len(model.tokenizer)), make)  # a textual inversion makes it longer
 
 
 def vocabulary(model: Model) -> Vocabulary:

@@ -481,6 +481,34 @@ def test_with_force_it_is_erased_and_the_report_says_so(base_folder, scorer_fold
     assert told[0].startswith("The base does not seem to know 'twemoji'")
 
 
+def test_the_strength_is_looked_at(base_folder, scorer_folder, judged, monkeypatch):
+    """Pictures of the target under the edit are drawn and judged; an anchor that was given is not."""
+    judged["twemoji"] = (1, 0)
+    seen = []
+    real = erasure.generate
+    monkeypatch.setattr(
+        erasure, "generate", lambda *of, **how: seen.append((of[1], how["variant"])) or real(*of, **how)
+    )
+    outcome = scored(base_folder, scorer_folder)
+    assert any("16 of 16 pictures under it are still taken for the target" in note for note in outcome.notes)
+    assert seen
+    assert all(variant for _, variant in seen)
+    assert len({variant for _, variant in seen}) == len(seen), "another strength is another edit"
+    assert all("twemoji" in prompt for prompts, _ in seen for prompt in prompts)
+    assert seen[0][1] == outcome.adapter.digest, "none was better, so the first one stays"
+
+
+def test_pictures_that_cannot_be_drawn_cost_no_strength(base_folder, scorer_folder, judged, monkeypatch):
+    judged["twemoji"] = (1, 0)
+
+    def failing(*_, **__):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(erasure, "generate", failing)
+    outcome = scored(base_folder, scorer_folder)
+    assert any(note.startswith("strength ") and "pictures" not in note for note in outcome.notes)
+
+
 def test_what_it_knows_is_said_first(base_folder, scorer_folder, judged):
     judged["twemoji"] = (1, 0.25)
     method, told = Counting(), []

@@ -79,13 +79,14 @@ def test_the_first_look_and_its_nonsense_are_counted(tmp_path):
     turner, manet, lonely = ({"target": name, "anchor": "art"} for name in ("Turner", "Walter", "Caspar Friedrich"))
     assert pictures(tmp_path, turner, pictures=0) == 0
     one = pictures(tmp_path, turner, pictures=8)
-    assert one == 4 * 8 + own - 8 + blocks * scores.NULL
+    tried = 4 * scores.TRIED  # at strengths
+    assert one == 4 * 8 + own - 8 + tried + blocks * scores.NULL
     # A name of the same shape and kind shares the nonsense; another shape, or another kind, has its own.
     each = one - blocks * scores.NULL
     assert pictures(tmp_path, turner, manet, pictures=8) == one + each
     assert pictures(tmp_path, turner, lonely, pictures=8) == 2 * one
     assert pictures(tmp_path, turner, {**manet, "kind": "object"}, pictures=8) == 2 * one
-    assert pictures(tmp_path, turner, pictures=own + 1) == 4 * (own + 1) + blocks * scores.NULL
+    assert pictures(tmp_path, turner, pictures=own + 1) == 4 * (own + 1) + tried + blocks * scores.NULL
     assert pictures(tmp_path, {"target": "Turner"}, pictures=8) > one  # an anchor has to be found
     assert pictures(tmp_path, turner, manet, pictures=8, joint=True) == one + each + 4 * 16
 

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from conftest import TWEMOJI
@@ -6,9 +8,10 @@ from hypothesis import strategies as st
 
 from concept_erase.concepts import Concept
 from concept_erase.errors import InputError, NumericalError
-from concept_erase.methods import make
+from concept_erase.methods import Run, make, uce
 from concept_erase.methods.uce import STRENGTHS, Gathered, _spectrum, solve, solve_strongest
 from concept_erase.moments import Kept, Moments
+from concept_erase.statistics import rate
 
 problems = st.tuples(st.integers(2, 12), st.integers(1, 8), st.integers(0, 8), st.integers(0, 2**32 - 1))
 scales = st.floats(0.05, 20)
@@ -260,6 +263,54 @@ def test_the_bare_form_edits_the_name_alone(model, tokens, columns_per_concept):
     assert len(model.token_ids("twemoji")) == 3  # BOS, one token, EOS
     changes = edit(model, [TWEMOJI], bare=True, tokens=tokens, rank=None).changes
     assert {change.rank for change in changes.values()} == {columns_per_concept}
+
+
+@pytest.mark.parametrize(
+    ("counts", "steps", "said"),
+    [
+        ([0], 0, "best of 7, and 0 of 16 pictures under it are still taken for the target"),
+        ([1, 0], 0, "best of 7, and 1 of 16"),
+        ([9, 1], 1, "best of 7, but 9 of 16 pictures under it are still taken for the target, under this one 1 of 16"),
+        ([9, 5, 0], 2, "under this one 0 of 16"),
+        ([9, 4, 6, 5], 1, "under this one 4 of 16"),  # none will do: the one with the fewest
+        ([2, 2, 3, 2], 0, "best of 7, and 2 of 16"),
+        ([None], 0, "best of 7; on"),  # nothing could be drawn
+        ([9, None, 0], 2, "under this one 0 of 16"),
+    ],
+)
+def test_pictures_decide_whether_the_strength_is_enough(model, monkeypatch, counts, steps, said):
+    """From the strength of least cost upwards, until its own pictures are seldom taken for the target."""
+    monkeypatch.setattr(uce, "COLLATERAL", 100.0)  # so that the strength of least cost is a small one
+    method = make("uce", {"contexts": 6, "preserve_prompts": 60})
+    first = method.edit(model, [TWEMOJI])
+    place = STRENGTHS.index(first.measures["strength"])
+    assert place + 3 < len(STRENGTHS), "the case has room for stronger ones"
+    seen, answers = [], iter(counts)
+
+    def still(changes):
+        seen.append(changes)
+        count = next(answers)
+        return None if count is None else rate(count, 16)
+
+    found = method.edit(model, [TWEMOJI], Run(still=still))
+    assert found.measures["strength"] == STRENGTHS[place + steps]
+    assert said in found.notes[0]
+    expected = make("uce", {"contexts": 6, "preserve_prompts": 60, "strength": STRENGTHS[place + steps]})
+    for path, change in expected.edit(model, [TWEMOJI]).changes.items():
+        assert near(found.changes[path].delta(), change.delta())
+    assert all(a is not b for a, b in pairwise(seen))
+    assert len(seen) <= len(counts)
+
+
+def test_a_given_strength_is_not_looked_at(model):
+    def still(changes):
+        raise AssertionError("it was given")
+
+    assert edit(model, [TWEMOJI], strength=1.0).measures["strength"] == 1.0
+    made = make("uce", {"contexts": 6, "preserve_prompts": 60, "strength": 1.0}).edit(
+        model, [TWEMOJI], Run(still=still)
+    )
+    assert "strength 1: given" in made.notes[0]
 
 
 def test_a_given_strength_is_used_and_said(model):

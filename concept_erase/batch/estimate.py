@@ -33,7 +33,7 @@ MEMBER = 1_500  # bytes of each further concept of a joint adapter: named in its
 ROW = 3_000  # bytes of a row of the index, in both forms
 PAGE = 150_000  # bytes of an empty index and of the drawn interference
 PICTURE = 90_000  # bytes of a before/after picture
-TRIED = 4 * 16  # pictures of candidates for an anchor, where the first ones do not pass
+TRIED = 4 * 16  # pictures of candidates for an anchor, or at strengths, where the first ones do not pass
 Shape = tuple[int, int]  # (d_out, d_in) of a layer
 _PLAIN: dict[str, Any] = {"int": int, "float": float, "bool": bool, "None": None}  # others are checked by the run
 JUDGED = 60  # passes of the denoiser in which it judges a picture of about 10 styles and 20 things, as other bases have
@@ -199,14 +199,15 @@ def _shapes(component: Path) -> Iterator[tuple[str, Shape]]:
 def _pictures(listing: Listing, job: Job, groups: Sequence[Counter[str]]) -> int:
     """How many are drawn at most, over all concepts and joint adapters.
 
-    Each concept: four groups of its scores, candidates for its anchor, and what the first look takes beyond the scores.
+    Each concept: four groups of its scores, candidates for its anchor, strengths, and what the first look takes beyond
+    the scores.
     Each shape of names: nonsense, which concepts of one kind share.
     """
     if not job.pictures:
         return 0
     own, null = _closest_look()
     each = 4 * job.pictures + max(0, own - job.pictures)
-    tried = TRIED * sum(entry.anchor is None for entry in listing.entries)
+    tried = TRIED * sum(1 + (entry.anchor is None) for entry in listing.entries)
     shapes = {(entry.kind, nonsense.shape(entry.target)) for entry in listing.entries}
     joint = sum(4 * pictures_of(job, sum(members.values())) for members in groups)
     return len(listing.entries) * each + tried + len(shapes) * null + joint

@@ -352,11 +352,10 @@ def _taken(model: Model, listing: Listing) -> dict[Kind, tuple[str, ...]]:
     """By kind, the targets that a candidate for an anchor contains: all that a unit needs to know of the others."""
     names = Lookup(sorted(entry.target for entry in listing.entries))
     taken = {}
-    for kind in {entry.kind for entry in listing.entries}:
-        pool: set[str] = set()
-        for entry in listing.entries:
-            if entry.kind is kind:
-                pool |= set(candidates(model, entry.concept))
+    open_to_choice = [entry for entry in listing.entries if not entry.anchor]
+    for kind in {entry.kind for entry in open_to_choice}:
+        kept = {name for entry in open_to_choice if entry.kind is kind for name in entry.preserve}
+        pool = kept | set(candidates(model, kind))
         taken[kind] = tuple(sorted({held for candidate in pool for held in names.within(candidate)}))
     return taken
 

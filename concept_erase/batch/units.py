@@ -1,8 +1,8 @@
 """Units of work of a batch: what a worker does with one, and how it is known to be done.
 
 A unit is keyed by all that its files depend on. Its report is written last and holds the key, so a folder with the
-right report is done, and any other is made again, to the same bytes: every unit runs on one thread, in batches that
-depend on nothing but the unit.
+right report is done, and any other is made again, to the same bytes: every unit runs on one thread, and what is encoded
+in one call depends on nothing but the unit and its chunk.
 """
 
 from __future__ import annotations
@@ -220,15 +220,16 @@ def _chunk(setup: Setup, chunk: Chunk) -> dict[str, Any]:
 
     wanted = bool(chunk.groups) and not sums_file(setup, chunk.key).is_file()
     outcomes, gathered = [], {}
-    for unit in chunk.units:
-        try:
-            outcome, part = _unit(setup, unit, wanted)
-        except (InputError, NumericalError) as error:  # of this concept; what concerns the machine ends the batch
-            unknown = {"unknown": True} if isinstance(error, UnknownConceptError) else {}
-            outcome, part = {"state": "failed", "error": str(error), **unknown}, None
-        outcomes.append({"key": unit.key, **outcome})
-        if part is not None:
-            gathered[unit.key] = part
+    with _model(setup).serving(_ahead(setup, chunk)):
+        for unit in chunk.units:
+            try:
+                outcome, part = _unit(setup, unit, wanted)
+            except (InputError, NumericalError) as error:  # of this concept; what concerns the machine ends the batch
+                unknown = {"unknown": True} if isinstance(error, UnknownConceptError) else {}
+                outcome, part = {"state": "failed", "error": str(error), **unknown}, None
+            outcomes.append({"key": unit.key, **outcome})
+            if part is not None:
+                gathered[unit.key] = part
     if wanted:
         tensors: dict[str, Tensor] = {}
         for tag, members in chunk.groups:
@@ -243,9 +244,19 @@ def _chunk(setup: Setup, chunk: Chunk) -> dict[str, Any]:
     return record
 
 
+def _ahead(setup: Setup, chunk: Chunk) -> dict[tuple[int, ...], Tensor]:
+    """What the method wants encoded at once for all units; for all, also of a chunk that was interrupted, so that it
+    is the same to the last bit."""
+    from concept_erase.methods import Foresighted
+
+    method = _method(setup.job, chunk.units[0].entry.method or setup.job.method)
+    concepts = [unit.entry.concept for unit in chunk.units]
+    return method.ahead(_model(setup), concepts) if isinstance(method, Foresighted) else {}
+
+
 def _unit(setup: Setup, unit: Unit, wanted: bool) -> tuple[dict[str, Any], Any]:
     """The outcome of a unit, and what a joint solve needs of it, if that is wanted and the method can add it up."""
-    from concept_erase.methods import Additive, Run
+    from concept_erase.methods import Additive
 
     folder = setup.out / unit.folder
     report = finished(folder, unit.key)
@@ -263,10 +274,10 @@ def _unit(setup: Setup, unit: Unit, wanted: bool) -> tuple[dict[str, Any], Any]:
     concept, reason = work.anchored(unit.entry.concept, unit.taken)
     if isinstance(work.method, Additive):
         gathered = work.method.gather(work.model, concept)
-        edit = work.method.finish(work.model, [concept], gathered)
+        edit = work.method.finish(work.model, [concept], gathered, work.run([concept]))
     else:
         gathered = None
-        edit = work.method.edit(work.model, [concept], Run(None, folder / ".training.pt"))
+        edit = work.method.edit(work.model, [concept], work.run([concept], folder / ".training.pt"))
     report = _written(setup, unit.folder, unit.key, work.completed([concept], edit, [*told, reason]))
     return outcome_of(unit.folder, report), gathered if wanted else None
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # methods can be listed and checked without importing torch
 
     from concept_erase.lowrank import LowRank
     from concept_erase.model import Model
+    from concept_erase.statistics import Estimate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,15 +48,19 @@ Progress = Callable[[int, int, str], None]  # (done, total, what)
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """How an edit is carried out; it never changes what the edit is.
+    """How an edit is carried out.
 
     Attributes:
         progress: Told how far the work is.
         checkpoint: Where a trained method keeps its state, so that an interrupted run goes on.
+        still: Draws pictures of the targets under the changes of an edit: how many are still taken for them, in per
+            cent; None where that failed. Not there where nothing can be drawn or judged. A choice that was not made by
+            the user may hang on it.
     """
 
     progress: Progress | None = None
     checkpoint: Path | None = None
+    still: Callable[[dict[str, LowRank]], Estimate | None] | None = None
 
 
 class Method(Protocol):
@@ -80,7 +85,15 @@ class Additive(Protocol):
 
     def regathered(self, tensors: dict[str, Tensor]) -> Any: ...
 
-    def finish(self, model: Model, concepts: Sequence[Concept], gathered: Any) -> Edit: ...
+    def finish(self, model: Model, concepts: Sequence[Concept], gathered: Any, run: Run = Run()) -> Edit: ...
+
+
+@runtime_checkable
+class Foresighted(Protocol):
+    """A method that needs so little of a concept that several are encoded in one call."""
+
+    def ahead(self, model: Model, concepts: Sequence[Concept]) -> dict[tuple[int, ...], Tensor]:
+        """Token ids -> states, for `Model.serving` while these concepts are gathered; empty where it would not pay."""
 
 
 def available() -> tuple[str, ...]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,9 +21,14 @@ from concept_erase.retained import kept
 from concept_erase.streams import Tokens, columns, fold, read
 from concept_erase.surroundings import concept_prompts
 
+if TYPE_CHECKING:
+    from concept_erase.statistics import Estimate
+
 STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 CHECKED = 8  # prompts by which the strength is chosen: it is one number
 COLLATERAL = 4.0  # weight of what is done to the rest against what is left undone
+SELDOM = 10.0  # per cent of pictures that may still be taken for the target when the strength is chosen
+STRONGER = 3  # strengths that are looked at beside the first
 
 
 def solve(
@@ -93,18 +99,18 @@ class Spectrum:
         return strength / (1 + strength * self.S)
 
     def operator(self, strength: float, rank: int | None) -> LowRank:
-        """D(a), its outputs projected onto the `rank` directions that carry most of the move `D C` of C."""
+        """D(a), balanced, its outputs projected onto the `rank` directions that carry most of the move `D C` of C."""
         weights = self.weights(strength)
         down = weights[:, None] * self.T
         if rank is None or rank >= len(down):
-            return LowRank(self.Y, down)
+            return LowRank(self.Y, down).balanced()
         moved = self.Y * (weights * self.energy.sqrt())  # moved moved^T = D C C^T D^T
         if len(weights) < len(self.Y):  # its directions from the smaller of its two products
             _, inner = torch.linalg.eigh(moved.T @ moved)
             kept = torch.linalg.qr(moved @ inner[:, -rank:]).Q
         else:
             kept = torch.linalg.eigh(moved @ moved.T)[1][:, -rank:].contiguous()
-        return LowRank(kept, (kept.T @ self.Y) @ down)
+        return LowRank(kept, (kept.T @ self.Y) @ down).balanced()
 
 
 def _spectrum(fit: Moments, factor: Tensor) -> Spectrum:
@@ -248,11 +254,23 @@ class UCE:
     def edit(self, model: Model, concepts: Sequence[Concept], run: Run = Run()) -> Edit:
         """Move every concept onto its anchor on the text stream, its neighbours held in place."""
         if self.bare:  # few tokens each: what all names have in common is encoded once
-            return self.finish(model, concepts, self._bare(model, concepts))
+            return self.finish(model, concepts, self._bare(model, concepts), run)
         gathered = self.gather(model, concepts[0])
         for concept in concepts[1:]:
             gathered = gathered + self.gather(model, concept)
-        return self.finish(model, concepts, gathered)
+        return self.finish(model, concepts, gathered, run)
+
+    def ahead(self, model: Model, concepts: Sequence[Concept]) -> dict[tuple[int, ...], Tensor]:
+        """Of bare names, which are a handful of tokens each, the states in one call; names that do not fit are left
+        out."""
+        if not self.bare:
+            return {}
+        wanted: dict[tuple[int, ...], int] = {}
+        for name in distinct(name for c in concepts for name in (c.target, c.anchor) if name):
+            with suppress(InputError):
+                prompt = read(model, "{target}", name)
+                wanted[prompt.ids] = min(prompt.end + 1 + self.padding, model.length)
+        return dict(zip(wanted, model.encode(tuple(wanted), tuple(wanted.values())), strict=True)) if wanted else {}
 
     def _bare(self, model: Model, concepts: Sequence[Concept]) -> Gathered:
         pairs = []
@@ -289,23 +307,30 @@ class UCE:
         """Whether the strength is chosen, for which prompts are needed that the solve does not see."""
         return self.strength is None and not self.bare
 
-    def solved(self, model: Model, concepts: Sequence[Concept], gathered: Gathered) -> tuple[LowRank, dict[str, float]]:
-        """The operator on the text stream, (d, d), and its measures."""
+    def solved(
+        self, model: Model, concepts: Sequence[Concept], gathered: Gathered, strength: float | None = None
+    ) -> tuple[LowRank, dict[str, float]]:
+        """The operator on the text stream, (d, d), and its measures.
+
+        Args:
+            strength: This one, whatever is set.
+        """
         kept = self._kept(model, concepts)
         unseen_kept = self._kept(model, concepts, part=1) if self.checked else kept
         rank = None if self.rank is None else min(self.rank * len(concepts), len(model.gram))
-        strengths = STRENGTHS if self.strength is None else (self.strength,)
+        given = self.strength if strength is None else strength
+        strengths = STRENGTHS if given is None else (given,)
         return solve_strongest(
             gathered.fit, kept, gathered.unseen, unseen_kept, model.gram,
             strengths=strengths, ridge=self.ridge, rank=rank,
         )  # fmt: skip
 
-    def finish(self, model: Model, concepts: Sequence[Concept], gathered: Gathered) -> Edit:
+    def finish(self, model: Model, concepts: Sequence[Concept], gathered: Gathered, run: Run = Run()) -> Edit:
         """The edit of all concepts from their gathered sum."""
-        operator, measures = self.solved(model, concepts, gathered)
+        look = run.still if self.strength is None else None
+        operator, measures, changes, how = self._strong_enough(model, concepts, gathered, look)
         undone, damage = measures["undone"], measures["damage"]
         where = "prompts the solve did not see" if self.checked else "the prompts it was fitted on"
-        how = "given" if self.strength is not None else f"best of {len(STRENGTHS)}"
         notes = [
             f"strength {measures['strength']:g}: {how}; on {where} {undone:.0%} of the way is left, "
             f"and the rest moves by {damage:.0%} of it."
@@ -318,11 +343,45 @@ class UCE:
             notes.append(
                 "warning: more than half of the way is left undone; choose a nearer anchor or a higher strength."
             )
-        return Edit(fold(model, operator), tuple(notes), measures, operator)
+        return Edit(changes, tuple(notes), measures, operator)
+
+    def _strong_enough(
+        self,
+        model: Model,
+        concepts: Sequence[Concept],
+        gathered: Gathered,
+        look: Callable[[dict[str, LowRank]], Estimate | None] | None,
+    ) -> tuple[LowRank, dict[str, float], dict[str, LowRank], str]:
+        """Operator, measures, changes, and in words how the strength was found.
+
+        It is the one of least cost, if pictures under it are seldom taken for the targets; else the first stronger one
+        of which that is true, or the one with the fewest. What is left undone cannot tell: pictures do.
+        """
+        operator, measures = self.solved(model, concepts, gathered)
+        found = operator, measures, fold(model, operator)
+        how = "given" if self.strength is not None else f"best of {len(STRENGTHS)}"
+        if look is None or (least := look(found[2])) is None:
+            return *found, how
+        first, told = measures["strength"], f"{least.k} of {least.n} pictures under it are still taken for"
+        for strength in [s for s in STRENGTHS if s > first][:STRONGER]:
+            if least.value <= SELDOM:
+                break
+            operator, measures = self.solved(model, concepts, gathered, strength)
+            changes = fold(model, operator)
+            if (rate := look(changes)) is not None and rate.value < least.value:
+                found, least = (operator, measures, changes), rate
+        what = "the target" if len(concepts) == 1 else "the targets"
+        if found[1]["strength"] == first:
+            return *found, f"{how}, and {told} {what}"
+        return *found, f"{first:g} is {how}, but {told} {what}, under this one {least.k} of {least.n}"
 
     def _kept(self, model: Model, concepts: Sequence[Concept], part: int = 0) -> Kept:
         """Of what must stay; part 1 has other contexts than part 0."""
         if not self.bare:
             return kept(model, concepts, self.preserve_prompts, self.tokens, part, self.padding)
         names = distinct(without((p for c in concepts for p in c.preserve), *(c.target for c in concepts)))
-        return Kept.of(columns(model, [read(model, "{target}", p) for p in names], self.tokens))
+
+        def make() -> Kept:
+            return Kept.of(columns(model, [read(model, "{target}", p) for p in names], self.tokens))
+
+        return model.remembered((UCE._kept, names, self.tokens), make)  # many concepts share it, factored
