@@ -24,12 +24,12 @@ import psutil
 from closed_form import MIB, write_layout
 
 
-def timed(command: list[str]) -> tuple[float, float, int]:
-    """Wall seconds, the largest memory of all processes together in MiB, and the exit code.
+def timed(command: list[str]) -> tuple[float, float, float, int]:
+    """Wall seconds, CPU seconds and the largest memory in MiB of all processes together, and the exit code.
 
     Memory is the proportional set size: pages that processes share, such as mapped weights, count once.
     """
-    started, peak = time.monotonic(), 0
+    started, peak, before = time.monotonic(), 0, os.times()
     with subprocess.Popen(command) as process:
         watched = psutil.Process(process.pid)
         while process.poll() is None:
@@ -41,7 +41,9 @@ def timed(command: list[str]) -> tuple[float, float, int]:
                     continue
             peak = max(peak, total)
             time.sleep(1.0)
-    return time.monotonic() - started, peak / MIB, process.returncode
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return time.monotonic() - started, cpu, peak / MIB, process.returncode
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:
@@ -80,10 +82,10 @@ def main() -> None:
             if not folder.is_dir():
                 write_layout(folder, "full")
             command += ["--model", str(folder), "--half"]
-        seconds, peak, code = timed(command)
+        seconds, cpu, peak, code = timed(command)
         index = json.loads((out / "index.json").read_text())
         whole = next((joint for joint in index["joint"] if joint["tag"] == "all"), None)
-        again, _, _ = timed(command)
+        again, *_ = timed(command)
         states = [entry["state"] for entry in index["entries"]]
         adapters = [entry["bytes"] for entry in index["entries"] if entry["state"] == "done"]
         result = {
@@ -98,6 +100,7 @@ def main() -> None:
             "done": states.count("done"),
             "failed": states.count("failed"),
             "seconds": round(seconds, 1),
+            "cpu_seconds": round(cpu, 1),
             "peak_mib": round(peak),
             "disk_mib": round(size_of(out), 1),
             "adapter_kib": round(sum(adapters) / max(1, len(adapters)) / 1024, 1),
@@ -109,7 +112,8 @@ def main() -> None:
     print(json.dumps(result, indent=1))
     if options.json:
         known = json.loads(options.json.read_text()) if options.json.is_file() else []
-        kept = [r for r in known if (r["list"], r["base"]) != (result["list"], result["base"])]
+        same = ("list", "base", "settings")
+        kept = [r for r in known if any(r[key] != result[key] for key in same)]
         options.json.write_text(json.dumps([*kept, result], indent=1) + "\n")
 
 
