@@ -1,10 +1,14 @@
 """What a user gets who sets nothing, on a base that nobody described: edited blind, judged with sight.
 
     python benchmarks/blind.py --json benchmarks/results/blind.json
+    python benchmarks/blind.py --sighted --pictures 200 --json benchmarks/results/sighted.json
 
 The embedded generator is opened as a plain folder: without its vocabulary, without its templates, without a judge. Of
 each concept its name and kind are given, nothing else. The adapter is then scored on the embedded generator as it is
 known here, by the classifier that no edit asks. A row is written as soon as it is there, and a second run goes on.
+
+`--sighted` erases from the embedded generator as it is known, and as `concept-erase erase` does it: pictures are looked
+at on the way. Two styles and four objects.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ OBJECTS = (
     "umbrella",
 )  # fmt: skip
 VIOLENT = ("bomb", "knife", "skull", "syringe")
+SIGHTED = ("twemoji", "pixel art", "bomb", "guitar", "cat", "police car")
 SCORES = ("UA", "IRA", "CRA")
 REACH, WITHIN = 97.0, 2.0  # UA at least; IRA and CRA within so much of the base's own
 
@@ -41,12 +46,18 @@ def concepts() -> list[Concept]:
     return [Concept(name, kind) for kind, names in kinds for name in names]
 
 
-def measured(concept: Concept, method: str, n: int, sampling: Sampling) -> dict[str, Any]:
+def measured(concept: Concept, method: str, n: int, sampling: Sampling, sighted: bool) -> dict[str, Any]:
     """One erasure and its scores, in per cent; "cpu_seconds" of the edit, description of the base included."""
     started = time.process_time()
-    erasure = erase(concept, embedded.base(), method, n=0)
+    if sighted:
+        erasure = erase(concept, None, method, n=n, sampling=sampling)
+        scores = erasure.scores
+        assert scores is not None, erasure.unscored
+    else:
+        erasure = erase(concept, embedded.base(), method, n=0)
     seconds = time.process_time() - started
-    scores = score(None, erasure.adapter, n=n, sampling=sampling)
+    if not sighted:
+        scores = score(None, erasure.adapter, n=n, sampling=sampling)
     rates = {when: {name: side[name].as_dict() for name in SCORES} for when, side in
              (("before", scores.before), ("after", scores.after))}  # fmt: skip
     return {
@@ -84,7 +95,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    table = Table(title="Edited blind, judged with sight: per cent, the base's own in brackets")
+    table = Table(title="Judged with sight: per cent, the base's own in brackets")
     for title in ("concept", "method", "becomes", *SCORES, "CPU s", ""):
         table.add_column(title, justify="right" if title in (*SCORES, "CPU s") else "left")
     for row in rows:
@@ -99,22 +110,26 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["uce", "encoder"])
     parser.add_argument("--concepts", nargs="+", help="only these")
     parser.add_argument("--pictures", type=int, default=96, help="of each concept, and as many of what must stay")
-    parser.add_argument("--steps", type=int, default=10, help="denoising steps")
+    parser.add_argument("--steps", type=int, default=Sampling().steps, help="denoising steps")
+    parser.add_argument("--sighted", action="store_true", help="from the base as it is known, scores on the way")
     parser.add_argument("--json", type=Path, help="file for the rows; rows of the same code that are there are kept")
     options = parser.parse_args()
     torch.set_num_threads(1)
     open_model(embedded.base())
     settings = {"pictures": options.pictures, "steps": options.steps, "code": code_version()}
+    if options.sighted:
+        settings["sighted"] = True
     rows: list[dict[str, Any]] = []
     if options.json and options.json.is_file():
         there = json.loads(options.json.read_text())
         rows = there["rows"] if there["settings"] == settings else []
-    wanted = [c for c in concepts() if not options.concepts or c.target in options.concepts]
+    names = options.concepts or (SIGHTED if options.sighted else [c.target for c in concepts()])
+    wanted = [c for c in concepts() if c.target in names]
     for method in options.methods:
         for concept in wanted:
             if any((row["concept"], row["method"]) == (concept.target, method) for row in rows):
                 continue
-            rows.append(measured(concept, method, options.pictures, Sampling(options.steps)))
+            rows.append(measured(concept, method, options.pictures, Sampling(options.steps), options.sighted))
             row = rows[-1]
             print(method, concept.target, row["anchor"], *(row["after"][s]["value"] for s in SCORES), flush=True)
             if options.json:

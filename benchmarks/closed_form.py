@@ -34,6 +34,7 @@ ANCHOR = "art"
 RIDGE, ERASE_SCALE, PRESERVE_SCALE = 0.5, 1.0, 1.0  # the published defaults
 SIDES = ("reference", "ours", "default")
 SAME = SIDES[:2]  # of the same settings: their edits must agree
+ONE_BY_ONE = 100  # names; a longer list of single erasures is what `lists.py` measures
 QUANTITIES = {
     "edit_cpu_seconds": "edit, CPU s",
     "cpu_seconds": "process, CPU s",
@@ -327,7 +328,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         threads = 0
         for side in options.sides:  # not counted: files enter the page cache, modules are compiled, a base is described
             threads = run(side, 1, "warm-up")["threads"]
-        measured = {n: {side: run(side, n, f"measured at {n}") for side in options.sides} for n in options.concepts}
+        measured = {
+            n: {side: run(side, n, f"measured at {n}") for side in options.sides if side in SAME or n <= ONE_BY_ONE}
+            for n in options.concepts
+        }
         runs = []
         for count, sides in measured.items():
             kept = {side: {quantity: sides[side][quantity] for quantity in QUANTITIES} for side in sides}
@@ -382,8 +386,8 @@ def main() -> None:
     parser.add_argument("--profile", type=Path, help="file for the profile of one default erasure")
     parser.add_argument("--job", nargs=3, help=argparse.SUPPRESS)  # what, model folder, output folder: see in_process
     options = parser.parse_args()
-    if min(options.concepts) < 1 or options.preserve < 0 or max(options.concepts) + options.preserve > 1000:
-        parser.error("--concepts must be at least 1, --preserve at least 0, and both together at most 1000")
+    if min(options.concepts) < 1 or options.preserve < 0 or max(options.concepts) + options.preserve > 2000:
+        parser.error("--concepts must be at least 1, --preserve at least 0, and both together at most 2000")
     if options.job:
         job, folder, out = options.job[0], Path(options.job[1]), Path(options.job[2])
         if job == "layout":
