@@ -228,6 +228,14 @@ class Model:
         """A text encoder of one's own, on the CPU in float32: without the LoRAs, hooks and wrappers of the pipeline."""
         return copy.deepcopy(self.text_encoder) if self._pipe is None else plain_copy(self.text_encoder)
 
+    def changeable(self) -> Model:
+        """The model with an encoder copy in the place of its own, for `encode` alone: what was remembered of the
+        embeddings is not that of a changed one."""
+        twin = copy.copy(self)
+        twin.__dict__.pop("_encoder", None)
+        twin.__dict__["text_encoder"] = self.encoder_copy()  # fills the cached property
+        return twin
+
     @cached_property
     def _text_config(self) -> Mapping[str, Any]:
         """Configuration of the text encoder; empty where a pipeline has none."""

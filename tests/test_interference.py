@@ -577,5 +577,8 @@ def test_the_operator_beside_a_file_stands_for_it_unless_it_is_anothers(model, t
     assert len(used) == 2
     loaded = interference(model, adapters)
     assert len(used) == 2, "an adapter in memory has no file beside it"
+    folders = interference(model, [tmp_path / name for name in targets])
+    assert len(used) == 4, "a folder holds its operator"
+    np.testing.assert_allclose(folders.moved, beside.moved, rtol=3e-3)
     np.testing.assert_allclose(beside.moved, loaded.moved, rtol=3e-3)
     np.testing.assert_allclose(beside.together, loaded.together, rtol=3e-3)

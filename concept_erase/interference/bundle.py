@@ -105,8 +105,9 @@ class Bundle:
         """What the changes are folded from, if it lies beside their file: one small matrix instead of one per layer."""
         if isinstance(source, Adapter) or stream.keys() != set(self.model.stream_layers()):
             return None
+        place = Path(source)
         try:
-            operator = operators.read(operators.beside(Path(source))).change
+            operator = operators.read(place if place.is_dir() else operators.beside(place)).change
         except (AdapterFileError, OSError):
             return None
         path = min(stream, key=lambda path: stream[path].up.shape[0])  # one layer tells whether it is that of this file

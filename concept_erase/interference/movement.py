@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -259,10 +258,7 @@ class Movement:
     @cached_property
     def _edited(self) -> Model:
         """The model with a copy of its text encoder, on which changes can be put."""
-        edited = copy.copy(self.model)
-        edited.__dict__.pop("_encoder", None)
-        edited.__dict__["text_encoder"] = self.model.encoder_copy()  # fills the cached property; use only `encode`
-        return edited
+        return self.model.changeable()
 
     @contextmanager
     def _encoder_changed_by(self, changes: Mapping[str, LowRank]) -> Iterator[Model]:
