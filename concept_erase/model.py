@@ -46,8 +46,8 @@ Source = Any  # str | Path | DiffusionPipeline | Model | None: the last two woul
 
 
 T = TypeVar("T")
-_STATES = 512 * 2**20  # bytes of remembered calls of the text encoder; on SD 1 one with 40 prompts takes 2 MB
-_MADE = 512 * 2**20  # bytes of what else is remembered; second moments on SD 1 take 5 MB, and 5 more once factored
+_STATES = 256 * 2**20  # bytes of remembered calls of the text encoder; on SD 1 one with 40 prompts takes 2 MB
+_MADE = 256 * 2**20  # bytes of what else is remembered; second moments on SD 1 take 5 MB, and 5 more once factored
 _PROMPTS = 32 * 2**20  # bytes of remembered tokenizations; a list of concepts asks for the same ones again and again
 _UNLIMITED = 1_000_000  # a tokenizer without a limit says 10^30
 

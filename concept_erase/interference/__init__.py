@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from concept_erase.adapter import Adapter
 from concept_erase.concepts import Concept, Kind, kept_though
 from concept_erase.errors import InputError
-from concept_erase.interference.bundle import Bundle, parts
+from concept_erase.interference.bundle import Bundle
 from concept_erase.interference.heatmap import draw as draw
 from concept_erase.interference.movement import Columns, Movement, few_slots
 from concept_erase.methods import Progress
@@ -172,7 +172,7 @@ def interference(
 
     movement = Movement(model, columns, before)
     moved = bundle.moves(movement, tell) / ways
-    together = movement.of(*parts(model, bundle.together())) / ways if len(moved) > 1 else moved[0]
+    together = bundle.moved_together(movement) / ways if len(moved) > 1 else moved[0]
     own = np.zeros(moved.shape, bool)
     for k, member in enumerate(bundle.kept):
         mine = Lookup(c.target for c in member.concepts)

@@ -93,13 +93,17 @@ class Bundle:
                 factor = None
         self.kept.append(Member(source, adapter.title, adapter.method, digest, adapter.concepts, factor))
 
-    def together(self) -> dict[str, LowRank]:
-        """The sum of all changes, by layer, float64."""
-        if self._stream is not None:
-            one = torch.eye(len(self._stream), dtype=torch.float64)
-            self._total.add(fold(self.model, LowRank(self._stream, one)))
-            self._stream = None
-        return self._total.changes()
+    def moved_together(self, movement: Movement) -> Tensor:
+        """(M,) root mean square movement of each concept by the sum of all changes."""
+        stream = None if self._stream is None else LowRank(self._stream, torch.eye(len(self._stream)).double())
+        if stream is None:
+            return movement.of(*parts(self.model, self._total.changes()))
+        if not self._total:  # operators alone: no layer has to be looked at
+            return movement.of_streams([operator_factor(stream, self.model.gram)])[0]
+        changes = self._total.changes()
+        for path, change in fold(self.model, stream).items():
+            changes[path] = concatenate([changes[path], change]) if path in changes else change
+        return movement.of(*parts(self.model, changes))
 
     def _operator(self, source: Adapter | Path | str, stream: Mapping[str, LowRank]) -> LowRank | None:
         """What the changes are folded from, if it lies beside their file: one small matrix instead of one per layer."""

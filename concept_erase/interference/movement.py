@@ -169,6 +169,9 @@ class Total:
         self._factors: dict[str, list[LowRank]] = {}
         self._dense: dict[str, Tensor] = {}
 
+    def __bool__(self) -> bool:
+        return bool(self._factors)
+
     def add(self, changes: Mapping[str, LowRank]) -> None:
         for path, change in changes.items():
             factors = self._factors.setdefault(path, [])
