@@ -342,7 +342,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 found["ratios"] = {q: kept["reference"][q] / kept["ours"][q] for q in QUANTITIES}
                 found["difference"] = compare(folder, *files, *names(count, options.preserve))
             runs.append(found)
-    told = {"machine": machine(threads), "load": list(os.getloadavg()), "command": sys.argv[1:]}
+    told = {
+        "machine": machine(threads),
+        "load": list(os.getloadavg()),
+        "command": [Path(part).name for part in sys.argv[1:]],
+    }
     return {**told, "size": options.size, "preserved": options.preserve, "runs": runs}
 
 

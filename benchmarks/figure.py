@@ -25,9 +25,9 @@ LINES = {
     "ours": (f"the same settings, {ONE}", "#2b6cb0", "o"),
     "default": ("default settings, an adapter for each name", "#2f855a", "s"),
 }
-LISTS = {
-    (): ("default", "batch: and a joint one, and their interference"),
-    ("bare=true",): ("ours", "bare batch: an adapter for each name, a joint one, and their interference"),
+LISTS = {  # of the longest list: settings -> side, label
+    (): ("default", "the same as a batch, with a joint adapter and the interference of all"),
+    ("bare=true",): ("ours", "bare batch: an adapter for each name, a joint one, the interference of all"),
 }
 
 
@@ -37,14 +37,12 @@ def draw(closed: dict[str, Any], lists: list[dict[str, Any]], file: Path) -> Non
     for side, (label, colour, marker) in LINES.items():
         points = [(run["concepts"], run[side]["cpu_seconds"]) for run in closed["runs"] if side in run]
         axes.plot(*zip(*points, strict=True), color=colour, marker=marker, label=label)
-    for found in lists:
-        side, label = LISTS.get(tuple(found["settings"]), ("", ""))
-        if found["base"] != "sd14" or not side or "cpu_seconds" not in found:
-            continue
-        colour = LINES[side][1]
-        axes.plot(
-            found["concepts"], found["cpu_seconds"], color=colour, marker="*", markersize=11, linestyle="", label=label
-        )
+    for settings, (side, label) in LISTS.items():
+        mine = [f for f in lists if f["base"] == "sd14" and tuple(f["settings"]) == settings and "cpu_seconds" in f]
+        if mine:
+            found = max(mine, key=lambda f: f["concepts"])
+            point, colour = (found["concepts"], found["cpu_seconds"]), LINES[side][1]
+            axes.plot(*point, color=colour, marker="*", markersize=12, linestyle="", label=label)
     axes.set(xscale="log", yscale="log", xlabel="concepts", ylabel="CPU seconds")
     axes.grid(which="both", alpha=0.25)
     axes.legend(frameon=False, fontsize=8)
