@@ -228,10 +228,10 @@ def test_a_joint_adapter_that_fails_does_not_stop_the_rest(base_folder, tmp_path
 
     finish = UCE.finish
 
-    def ill_conditioned(self, model, concepts, gathered):
+    def ill_conditioned(self, model, concepts, *how):
         if len(concepts) == 4:
             raise NumericalError("the UCE system is ill-conditioned")
-        return finish(self, model, concepts, gathered)
+        return finish(self, model, concepts, *how)
 
     monkeypatch.setattr(UCE, "finish", ill_conditioned)
     index = erase_list(listed(), job_of(base_folder), tmp_path)

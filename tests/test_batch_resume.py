@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from concept_erase.errors import (
     ResourceError,
 )
 from concept_erase.lists import Listing
+from concept_erase.statistics import rate
 
 
 def folders(index) -> dict[str, str]:
@@ -426,6 +428,30 @@ def test_what_the_machine_could_not_score_is_scored_by_the_next_run(scored_job, 
     assert hashes(tmp_path / "out") == hashes(tmp_path / "fresh")
     assert erase_list(listed(*SCORED), scored_job, tmp_path / "out") == second
     assert stamps(tmp_path / "out") == after
+
+
+def test_pictures_that_can_be_drawn_now_choose_as_in_a_run_without_a_failure(scored_job, tmp_path, monkeypatch):
+    seen = Counter()
+
+    def every_second(self, concepts, changes):
+        """The first strength that is looked at will not do, the next one will."""
+        seen[concepts[0].target] += 1
+        return rate(16 * (seen[concepts[0].target] % 2), 16)
+
+    monkeypatch.setattr(erasure.Work, "_still", every_second)
+    with monkeypatch.context() as short:
+        refusing(short, MemoryError())
+        erase_list(listed(*SCORED), scored_job, tmp_path / "out")
+    assert not seen, "nothing could be drawn"
+    before = hashes(tmp_path / "out")
+    found = erase_list(listed(*SCORED), scored_job, tmp_path / "out")
+    assert all("under this one 0 of 16" in " ".join(e["notes"]) for e in found["entries"])
+    assert erase_list(listed(*SCORED), scored_job, tmp_path / "fresh") == found
+    after = hashes(tmp_path / "out")
+    assert after == hashes(tmp_path / "fresh")
+    changed = {name for name in after if name.endswith(".safetensors") and after[name] != before[name]}
+    assert len(changed) == len(SCORED)
+    assert after["interference.json"] != before["interference.json"]
 
 
 @pytest.mark.parametrize("again", [MemoryError(), ValueError("of the base")], ids=repr)

@@ -263,7 +263,7 @@ def _unit(setup: Setup, unit: Unit, wanted: bool) -> tuple[dict[str, Any], Any]:
     work = _work(setup, unit.entry.method or setup.job.method, [unit.entry.concept])
     adds_up = isinstance(work.method, Additive)
     if report and report.get("score_again"):
-        report = _scored_again(setup, unit.folder, unit.key, report, work)
+        report = _scored_again(setup, unit.folder, unit.key, report, work, unit)
     if report and not (wanted and adds_up):
         return outcome_of(unit.folder, report), None
     if report:
@@ -294,10 +294,16 @@ def _written(setup: Setup, folder: str, key: str, erasure: Any, files: dict[str,
     return json.loads((setup.out / folder / "report.json").read_text())
 
 
-def _scored_again(setup: Setup, folder: str, key: str, report: dict[str, Any], work: Work) -> dict[str, Any]:
-    """The report of an adapter that could not be scored for a reason of the machine, scored now; the adapter stays."""
+def _scored_again(
+    setup: Setup, folder: str, key: str, report: dict[str, Any], work: Work, unit: Unit | None = None
+) -> dict[str, Any]:
+    """The report of an adapter that could not be scored for a reason of the machine, scored now.
+
+    The adapter stays, unless pictures that can be drawn now choose another anchor or strength for a unit.
+    """
     from concept_erase.adapter import Adapter
     from concept_erase.erasure import Erasure
+    from concept_erase.methods import Additive
 
     files = {role: setup.out / folder / name for role, name in report["files"].items()}
     files = {role: file for role, file in files.items() if role in ("adapter", "operator")}
@@ -306,6 +312,14 @@ def _scored_again(setup: Setup, folder: str, key: str, report: dict[str, Any], w
     told = work.look(members_of(report), force=True) if report["knowledge"] else []
     notes = (*told, *(note for note in report["notes"] if note not in before))
     method = report["method"]  # in the order of a run that nothing interrupted; the file has another one
+    if unit and work.judges and isinstance(work.method, Additive):
+        concept, reason = work.anchored(unit.entry.concept, unit.taken)
+        gathered = work.method.gather(work.model, concept)
+        edit = work.method.finish(work.model, [concept], gathered, work.run([concept]))
+        if ([concept], edit.measures) != (members_of(report), method["measures"]):
+            (setup.out / "interference.json").unlink(missing_ok=True)  # it tells of the other adapter
+            return _written(setup, folder, key, work.completed([concept], edit, [*told, reason]))
+        notes = (*told, reason, *edit.notes)
     adapter = replace(Adapter.load(files["adapter"]), settings=method["settings"], base=report["base"])
     erasure = Erasure(
         adapter, None, work.unscored, notes, method["measures"], {}, None, work.knowledge, work.score_again
