@@ -3,7 +3,7 @@
     python benchmarks/figure.py benchmarks/results/seconds.png
 
 Reads `results/closed_form.json` (`closed_form.py`) and `results/lists.json` (`lists.py`). CPU seconds of all processes
-together, imports and files included, on the SD 1.4 layout; only rows of one machine are drawn together.
+together, imports and files included, on the SD 1.4 layout. Both should be of one machine; nothing checks that.
 """
 
 from __future__ import annotations

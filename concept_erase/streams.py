@@ -202,7 +202,8 @@ def columns(model: Model, prompts: Sequence[Prompt], tokens: Tokens) -> Tensor:
 def fold(model: Model, operator: LowRank) -> dict[str, LowRank]:
     """The operator D on the text stream as a change of every layer that reads it: `W' = W (I + D)`.
 
-    Multiplied in the weights' single precision (4e-7 of the change), a fifth of the time of double; files hold no more.
+    Multiplied in the weights' single precision, as files hold no more: in double the conversion of all weights takes
+    longer than the product.
     """
     single = LowRank(operator.up.float(), operator.down)
     folded = {path: single.folded_into(model.weight(path)) for path in model.stream_layers()}

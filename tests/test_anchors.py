@@ -13,6 +13,7 @@ from concept_erase.errors import InputError
 from concept_erase.families import SD1
 from concept_erase.methods.uce import cost
 from concept_erase.model import Model
+from concept_erase.scores import trial_shots
 from concept_erase.statistics import rate
 from concept_erase.surroundings import (
     WEIGHT,
@@ -228,6 +229,20 @@ def test_what_is_erased_too_or_contains_it_is_no_anchor(model, ranked):
 def test_no_candidate_left_is_refused(model):
     with pytest.raises(InputError, match="name an anchor"):
         choose(model, FREE, taken=surroundings(model, FREE).anchors)
+
+
+@pytest.mark.parametrize("name", [None, "fluent"])
+def test_pictures_of_a_trial_name_what_they_are_drawn_for(model, name):
+    """Of a candidate, which stands in the target's place, or of the targets in turn; what else they show is told."""
+    other = Concept("blob")
+    shots = trial_shots(model, [FREE] if name else [FREE, other], name)
+    assert len({shot.prompt for shot in shots}) == len(shots) == 16
+    for number, shot in enumerate(shots):
+        drawn = name or ("twemoji", "blob")[number % 2]
+        assert drawn in shot.prompt
+        assert (shot.concept, shot.erased, shot.seed) == (drawn, name is None, number)
+        assert shot.context in shot.prompt
+        assert not name or "twemoji" not in shot.prompt
 
 
 def test_candidates_whose_own_pictures_are_taken_for_the_target_are_passed_over(model, ranked):

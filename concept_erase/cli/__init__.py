@@ -75,7 +75,7 @@ def run() -> None:
     except OSError as error:
         sys.exit(fail(str(error), 74))
     finally:
-        gc.freeze()  # the process ends: looking for cycles in all that torch and transformers hold takes 0.6 s
+        gc.freeze()  # the process ends: looking for cycles in all that torch and transformers hold takes long
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
