@@ -7,18 +7,19 @@ from dataclasses import replace
 
 from concept_erase.concepts import Concept
 from concept_erase.errors import InputError
-from concept_erase.methods.uce import UCE, cost
+from concept_erase.methods.uce import UCE, Gathered, cost
 from concept_erase.model import Model
+from concept_erase.moments import of_pairs
 from concept_erase.names import apart
 from concept_erase.statistics import Estimate
-from concept_erase.surroundings import surroundings
+from concept_erase.surroundings import concept_prompts, surroundings
 from concept_erase.vocabulary import nearest
 
 OwnRate = Callable[[str], Estimate]  # candidate -> how often its pictures are taken for the target, in per cent
 ACCEPTED = 10.0  # per cent
 NEAREST = 6
 AS_GOOD = 1.25  # times the least cost: among these the furthest is taken, whose pictures resemble the target's least
-TRIAL = UCE(contexts=8, strength=3.0)
+TRIAL = UCE(contexts=8)  # its strength is chosen too: at any one strength anchors look alike that are not
 
 
 def choose(
@@ -49,13 +50,9 @@ def choose(
     candidates = apart(around.anchors, taken)
     if not candidates:
         raise InputError(f"every candidate for the anchor of {concept.target!r} is erased itself; name an anchor.")
-    trial = replace(TRIAL, contexts=contexts)
     closeness = dict(nearest(model, concept, candidates)[:NEAREST])
     near = list(closeness)
-    trials = {}
-    for name in near:
-        tried = replace(concept, anchor=name)
-        _, trials[name] = trial.solved(model, [tried], trial.gather(model, tried))
+    trials = {name: _trial(model, replace(concept, anchor=name), contexts) for name in near}
     costs = {name: cost(trials[name]) for name in near}
     good = AS_GOOD * min(costs.values())
     ranked = sorted(
@@ -83,3 +80,13 @@ def choose(
         f"{told(ranked[0])}; warning: its own pictures and those of the next {len(passed_over) - 1} are often taken "
         f"for {concept.target!r}, name an anchor.",
     )
+
+
+def _trial(model: Model, concept: Concept, contexts: int) -> dict[str, float]:
+    """Measures of an edit that is fitted on every second prompt and checked on the others: none is encoded for it that
+    the edit itself does not need."""
+    prompts = concept_prompts(model, concept, contexts)
+    fit, unseen = (
+        of_pairs(model, half, TRIAL.tokens, TRIAL.padding) for half in (prompts[::2], prompts[1::2] or prompts)
+    )
+    return TRIAL.solved(model, [concept], Gathered(fit, unseen))[1]
