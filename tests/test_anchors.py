@@ -5,14 +5,15 @@ from dataclasses import replace
 import pytest
 from conftest import TWEMOJI
 
-from concept_erase import embedded
+from concept_erase import anchors, embedded
 from concept_erase import surroundings as around_module
 from concept_erase.anchors import ACCEPTED, AS_GOOD, NEAREST, TRIAL, choose
 from concept_erase.concepts import PROFILES, Concept, Kind
 from concept_erase.errors import InputError
 from concept_erase.families import SD1
-from concept_erase.methods.uce import cost
+from concept_erase.methods.uce import STRENGTHS, UCE, Gathered, cost
 from concept_erase.model import Model
+from concept_erase.moments import of_pairs
 from concept_erase.scores import trial_shots
 from concept_erase.statistics import rate
 from concept_erase.surroundings import (
@@ -191,12 +192,20 @@ def test_a_concept_without_an_anchor_has_no_pairs(model):
 # -- anchors -------------------------------------------------------------------------------------------------------
 
 
+def _cost(model, concept):
+    """Of a whole edit in a trial's contexts: fitted on half of them, its strength chosen by the other half."""
+    prompts = concept_prompts(model, concept, TRIAL.contexts)
+    fit, unseen = (of_pairs(model, prompts[half::2], TRIAL.tokens, TRIAL.padding) for half in (0, 1))
+    every = [TRIAL.solved(model, [concept], Gathered(fit, unseen), strength)[1] for strength in STRENGTHS]
+    return min(map(cost, every))
+
+
 @pytest.fixture(scope="module")
 def ranked(model):
     """Candidates for FREE, best first: by what a trial edit leaves and damages, the furthest of those as good."""
 
     closeness = dict(nearest(model, FREE, surroundings(model, FREE).anchors)[:NEAREST])
-    costs = {name: cost(TRIAL.edit(model, [replace(FREE, anchor=name)]).measures) for name in closeness}
+    costs = {name: _cost(model, replace(FREE, anchor=name)) for name in closeness}
     good = [name for name in closeness if costs[name] <= AS_GOOD * min(costs.values())]
     rest = sorted(set(closeness) - set(good), key=costs.__getitem__)
     return [*sorted(good, key=closeness.__getitem__), *rest]
@@ -211,6 +220,18 @@ def test_the_best_of_the_nearest_candidates_is_taken_and_said(model, ranked):
     assert chosen == replace(FREE, anchor=ranked[0])
     assert reason.startswith(f"'twemoji' becomes {ranked[0]!r}: best of the {len(ranked)} nearest")
     assert choose(model, FREE) == (chosen, reason)
+
+
+def test_trials_read_only_what_an_edit_onto_the_anchor_needs(model, monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        anchors, "of_pairs", lambda model, pairs, *rest: (read.append(pairs), of_pairs(model, pairs, *rest))[1]
+    )
+    chosen, _ = choose(model, FREE)
+    needed = set(concept_prompts(model, chosen, UCE().contexts))
+    mine = [pair for pairs in read for pair in pairs if pair in needed]
+    assert len(mine) == len(set(mine)) == TRIAL.contexts
+    assert {target for pairs in read for target, _ in pairs} <= {target for target, _ in needed}
 
 
 def test_a_name_is_nearest_to_itself(model):
